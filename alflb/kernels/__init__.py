@@ -1,0 +1,71 @@
+"""Biased top-K allocation: the one operation everything else calls, in interchangeable backends.
+
+A backend is a module with two functions, `allocate` and `loads`, that agree in every integer with
+`alflb.kernels.reference`. The contract:
+
+* ``biased = scores + bias.astype(scores.dtype)``: sums and comparisons happen in the scores' own dtype;
+* each token takes the K experts with the largest biased scores, ties to the lowest expert index;
+* ``experts_TK`` lists them in ascending expert order; ``load_E`` counts them in int64;
+* ``dual_sum`` is the sum of all picked biased scores, accumulated in float64. Its value may differ
+  between backends by rounding, never between thread counts or runs.
+
+Kernels trust their input; scores are checked once where they enter (`alflb.problem.check_scores`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.problem import FloatArray
+from alflb.registry import unknown_name
+
+
+class Allocation(NamedTuple):
+    """What top-K of scores + bias decided for one batch."""
+
+    experts_TK: NDArray[np.int32]
+    """Chosen experts of each token, ascending."""
+    load_E: NDArray[np.int64]
+    """Tokens per expert, A(p)."""
+    dual_sum: float
+    """Sum over tokens of S_K(gamma_i + p), so that D(p) = dual_sum - <target, p>."""
+
+
+class Kernels(Protocol):
+    """A backend: biased top-K with and without the list of chosen experts."""
+
+    def allocate(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
+        """Choose top_k experts for each token."""
+
+    def loads(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
+        """The same, returning only (load_E, dual_sum)."""
+
+
+_MODULES = {"reference": "alflb.kernels.reference", "numba": "alflb.kernels.numba_"}
+
+
+def backend_names() -> list[str]:
+    """Names accepted as `backend`."""
+    return sorted(_MODULES)
+
+
+def get_kernels(backend: str) -> Kernels:
+    """The kernels of a backend by name; imported on first use, so `import alflb` compiles nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernels = get_kernels("reference")
+    >>> scores_TE = np.array([[0.9, 0.1, 0.5], [0.5, 0.5, 0.5]])
+    >>> experts_TK, load_E, dual_sum = kernels.allocate(scores_TE, np.zeros(3), 2)
+    >>> experts_TK.tolist(), load_E.tolist()
+    ([[0, 2], [0, 1]], [2, 1, 1])
+    """
+    if backend not in _MODULES:
+        raise unknown_name("backend", backend, _MODULES)
+    module: Kernels = importlib.import_module(_MODULES[backend])
+    return module

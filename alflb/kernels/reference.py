@@ -1,0 +1,25 @@
+"""The slow, obvious kernels in plain numpy: the definition every other backend is tested against."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.kernels import Allocation
+from alflb.problem import FloatArray
+
+
+def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
+    """Top-K of scores + bias for each token, ties to the lowest expert index."""
+    biased_TE = scores_TE + bias_E.astype(scores_TE.dtype)
+    best_first_TE = np.argsort(-biased_TE, axis=1, kind="stable")  # stable: equal scores stay in index order
+    experts_TK = np.sort(best_first_TE[:, :top_k], axis=1).astype(np.int32)
+    load_E = np.bincount(experts_TK.ravel(), minlength=scores_TE.shape[1]).astype(np.int64)
+    dual_sum = np.take_along_axis(biased_TE, experts_TK, axis=1).sum(dtype=np.float64)
+    return Allocation(experts_TK, load_E, float(dual_sum))
+
+
+def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
+    """Loads and dual sum of the same allocation."""
+    _, load_E, dual_sum = allocate(scores_TE, bias_E, top_k)
+    return load_E, dual_sum

@@ -1,0 +1,96 @@
+"""What a stream is, how streams are seeded, and what the synthetic ones share."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.problem import FloatArray, check_bias, check_count, check_number
+from alflb.registry import Registry
+
+
+class Stream(Protocol):
+    """A source of score batches of one shape; `batches(seed)` restarts bit-identically."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T, tokens per batch."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+
+    def batches(self, seed: int) -> Iterator[FloatArray]:
+        """Batches of shape (T, E) for steps t = 1, 2, ... without end."""
+
+
+STREAMS: Registry[Stream] = Registry("stream")
+
+
+def seeded(name: str, *key: int) -> np.random.Generator:
+    """The generator of a stream called `name` at `key` (a seed, then a step): never of a rule or a backend."""
+    return np.random.default_rng([zlib.crc32(name.encode()), *key])
+
+
+@dataclass(frozen=True)
+class SyntheticStream(ABC):
+    """Batches drawn afresh each step from a fixed population.
+
+    Parameters
+    ----------
+    num_tokens, num_experts : int
+        T and E.
+    offsets : float or sequence of float
+        What each expert's scores are shifted by: E numbers, or the standard deviation of a Gaussian from
+        which they are drawn once (by `population_seed`). Score units.
+    population_seed : int
+        Chooses the population (offsets, router weights). `batches(seed)` only chooses the tokens.
+    """
+
+    num_tokens: int = 2048
+    num_experts: int = 64
+    offsets: float | tuple[float, ...] = 0.5
+    population_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count(self.num_tokens, "num_tokens")
+        check_count(self.num_experts, "num_experts")
+        check_count(self.population_seed, "population_seed", minimum=0)
+        if np.ndim(self.offsets) == 0:
+            check_number(self.offsets, "offsets")
+        else:
+            offset_E = check_bias(self.offsets, self.num_experts, name="offsets")
+            object.__setattr__(self, "offsets", tuple(offset_E.tolist()))
+
+    def batches(self, seed: int) -> Iterator[FloatArray]:
+        """Independent batches for t = 1, 2, ...; batch t depends on the population, `seed` and t alone."""
+        check_count(seed, "seed", minimum=0)
+        t = 0
+        while True:
+            t += 1
+            yield self.batch(t, seeded(self.name, seed, t))
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+        return STREAMS.name_of(type(self))
+
+    def offset_E(self) -> NDArray[np.float64]:
+        """The offsets as numbers."""
+        if isinstance(self.offsets, tuple):
+            return np.array(self.offsets)
+        return self.offsets * self.population_rng().standard_normal(self.num_experts)
+
+    def population_rng(self, part: int = 0) -> np.random.Generator:
+        """Generator for the fixed parts of the population, independent of the batches and of other parts."""
+        return seeded(f"{self.name} population", self.population_seed, part)
+
+    @abstractmethod
+    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
+        """Scores of step t, shape (T, E)."""

@@ -1,0 +1,28 @@
+"""Independent Gumbel scores with expert offsets: the stream whose optimum is known in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from alflb.problem import FloatArray
+from alflb.streams._base import STREAMS, SyntheticStream
+
+
+@STREAMS.register("gumbel")
+@dataclass(frozen=True)
+class Gumbel(SyntheticStream):
+    """gamma_ik = offset_k + Gumbel(0, 1). For K = 1 the expected load is softmax(offset + p) T (claim C8).
+
+    Hence the population optimum is p* = mean(offset) - offset: the golden test stream.
+
+    Examples
+    --------
+    >>> next(Gumbel(num_tokens=4, num_experts=3).batches(seed=0)).shape
+    (4, 3)
+    """
+
+    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
+        """Scores of step t."""
+        return rng.gumbel(size=(self.num_tokens, self.num_experts)) + self.offset_E()

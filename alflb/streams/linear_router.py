@@ -1,0 +1,76 @@
+"""Scores of a linear router on Gaussian token embeddings: correlated experts, as in a real model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.problem import FloatArray, check_count, check_number
+from alflb.registry import unknown_name
+from alflb.streams._base import STREAMS, SyntheticStream
+
+_SCORE_FUNCTIONS = ("sigmoid", "softmax")
+
+
+@STREAMS.register("linear_router")
+@dataclass(frozen=True)
+class LinearRouter(SyntheticStream):
+    """gamma_i = sigmoid or softmax of (z_i W + offsets), z_i Gaussian or a mixture of Gaussians.
+
+    Parameters
+    ----------
+    hidden_dim : int
+        Width of z. W is (hidden_dim, E) with variance 1 / hidden_dim, so a logit has unit variance for z ~ N(0, I).
+    num_topics : int
+        1: z ~ N(0, I). More: each token picks a topic at random and z ~ N(topic mean, I).
+    topic_scale : float
+        Standard deviation of the topic means' coordinates; matters when num_topics > 1.
+    score_function : {"sigmoid", "softmax"}
+        How logits become scores: DeepSeek-V3 uses sigmoid, older routers softmax.
+
+    Examples
+    --------
+    >>> stream = LinearRouter(num_tokens=4, num_experts=3, score_function="softmax")
+    >>> next(stream.batches(seed=0)).sum(axis=1).round(6).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+
+    hidden_dim: int = 64
+    num_topics: int = 1
+    topic_scale: float = 1.0
+    score_function: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.hidden_dim, "hidden_dim")
+        check_count(self.num_topics, "num_topics")
+        check_number(self.topic_scale, "topic_scale")
+        if self.score_function not in _SCORE_FUNCTIONS:
+            raise unknown_name("score_function", self.score_function, _SCORE_FUNCTIONS)
+
+    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
+        """Scores of step t."""
+        z_TH = rng.standard_normal((self.num_tokens, self.hidden_dim))
+        if self.num_topics > 1:
+            z_TH += self._topic_means()[rng.integers(self.num_topics, size=self.num_tokens)]
+        logits_TE = z_TH @ self._weights() + self.offset_E()
+        return _sigmoid(logits_TE) if self.score_function == "sigmoid" else _softmax(logits_TE)
+
+    def _weights(self) -> NDArray[np.float64]:
+        weights = self.population_rng(1).standard_normal((self.hidden_dim, self.num_experts))
+        return weights / np.sqrt(self.hidden_dim)
+
+    def _topic_means(self) -> NDArray[np.float64]:
+        return self.topic_scale * self.population_rng(2).standard_normal((self.num_topics, self.hidden_dim))
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # no overflow for large negative logits
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    normalised: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return normalised

@@ -1,0 +1,27 @@
+"""Independent uniform scores with expert offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from alflb.problem import FloatArray
+from alflb.streams._base import STREAMS, SyntheticStream
+
+
+@STREAMS.register("uniform")
+@dataclass(frozen=True)
+class Uniform(SyntheticStream):
+    """gamma_ik = offset_k + U(0, 1): bounded scores, so experts more than 1 apart never compete.
+
+    Examples
+    --------
+    >>> scores_TE = next(Uniform(num_tokens=4, num_experts=3, offsets=(0.0, 1.0, 2.0)).batches(seed=0))
+    >>> scores_TE.shape, bool(scores_TE[:, 2].min() >= 2)
+    ((4, 3), True)
+    """
+
+    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
+        """Scores of step t."""
+        return rng.random((self.num_tokens, self.num_experts)) + self.offset_E()
