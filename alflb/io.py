@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from alflb.threads import num_threads
+
 Row = dict[str, Any]
 
 _VERSIONED = ("alflb", "numpy", "scipy", "numba", "cvxpy", "highspy", "ortools", "pyarrow", "matplotlib")
@@ -87,6 +89,7 @@ def provenance() -> dict[str, str]:
         "source_digest": source_digest(),
         "versions": json.dumps({name: version for name in _VERSIONED if (version := _version(name))}),
         "python": platform.python_version(),
+        "threads": str(num_threads()),
         "machine": f"{platform.system()} {platform.machine()}, {_cpu_model()}, {os.cpu_count()} cores",
     }
 

@@ -74,9 +74,9 @@ class Cycle(NamedTuple):
 def find_cycle(trajectory: Trajectory) -> Cycle | None:
     """The cycle a static problem ran into, or None if it had not closed one by the end of the run.
 
-    A cycle is closed when the bias of the last step is one the run had before. Biases are compared modulo a common
-    shift, which top-K does not see, and modulo the rounding that the run can have gathered; the loads must
-    then repeat exactly. `start` is the first step whose loads belong to the cycle.
+    A cycle is closed when the bias of the last step is one the run had before and the loads have repeated exactly for
+    at least one whole period since. Biases are compared modulo a common shift, which top-K does not see, and
+    modulo the rounding that the run can have gathered. `start` is the first step whose loads belong to the cycle.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def find_cycle(trajectory: Trajectory) -> Cycle | None:
         repeats = np.all(trajectory.load_NE[period:] == trajectory.load_NE[:-period], axis=1)
         broken = np.flatnonzero(~repeats)
         start = int(broken[-1]) + 1 if broken.size else 0
-        if start <= n:
+        if start + 2 * period <= trajectory.num_steps:
             return Cycle(start + 1, period)
     return None
 

@@ -8,7 +8,6 @@ not be entered from two threads at once, which callers of a library do.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +15,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from alflb.kernels import Allocation
-from alflb.problem import FloatArray, check_count
+from alflb.problem import FloatArray
+from alflb.threads import num_threads
 
 _CHUNK = 2048
 """Tokens whose loads and dual sum are accumulated together; part of the result's definition."""
@@ -32,16 +32,6 @@ def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocatio
 def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
     """Loads and dual sum of the same allocation, without writing the chosen experts."""
     return _run(scores_TE, bias_E, top_k, np.empty((0, top_k), dtype=np.int32))
-
-
-def num_threads() -> int:
-    """Threads in use: the environment variable ALFLB_NUM_THREADS, else the cores this process may use."""
-    wanted = os.environ.get("ALFLB_NUM_THREADS")
-    if wanted:
-        return check_count(int(wanted) if wanted.isdigit() else wanted, "ALFLB_NUM_THREADS")
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _run(
