@@ -10,16 +10,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alflb.datasets import LoadTrace, RouterTrace, load_router_trace, open_scores, read_trace, write_trace
-    from alflb.duality import center, dual_value, gap_certificate, step_certificate
-    from alflb.exact import AssignmentSolution, solve_exact
-    from alflb.metrics import find_cycle, max_vio, max_vio_global, settling_time, summary
-    from alflb.observers import make_observers
-    from alflb.problem import AssignmentProblem
-    from alflb.rules import make_rule, rule_names
-    from alflb.schedules import make_schedule, schedule_names
-    from alflb.simulation import Trajectory, simulate
-    from alflb.streams import Static, make_stream, stream_names
+    from alflb.datasets import LoadTrace as LoadTrace
+    from alflb.datasets import RouterTrace as RouterTrace
+    from alflb.datasets import load_router_trace as load_router_trace
+    from alflb.datasets import open_scores as open_scores
+    from alflb.datasets import read_trace as read_trace
+    from alflb.datasets import write_trace as write_trace
+    from alflb.duality import center as center
+    from alflb.duality import dual_value as dual_value
+    from alflb.duality import gap_certificate as gap_certificate
+    from alflb.duality import step_certificate as step_certificate
+    from alflb.exact import AssignmentSolution as AssignmentSolution
+    from alflb.exact import solve_exact as solve_exact
+    from alflb.metrics import find_cycle as find_cycle
+    from alflb.metrics import max_vio as max_vio
+    from alflb.metrics import max_vio_global as max_vio_global
+    from alflb.metrics import settling_time as settling_time
+    from alflb.metrics import summary as summary
+    from alflb.observers import make_observers as make_observers
+    from alflb.problem import AssignmentProblem as AssignmentProblem
+    from alflb.rules import make_rule as make_rule
+    from alflb.rules import rule_names as rule_names
+    from alflb.schedules import make_schedule as make_schedule
+    from alflb.schedules import schedule_names as schedule_names
+    from alflb.simulation import Trajectory as Trajectory
+    from alflb.simulation import simulate as simulate
+    from alflb.streams import Static as Static
+    from alflb.streams import make_stream as make_stream
+    from alflb.streams import stream_names as stream_names
 
 __version__ = "0.1.0"
 

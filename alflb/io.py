@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -38,18 +39,44 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     'whole or not at all'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-        try:
+    with _blaming(path):
+        _make_folder(path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with _blaming(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())  # temporary files are private; results are ordinary files
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+            os.fsync(handle)
+            os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private; results are ordinary files
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Create `folder` if need be and raise OSError now, not after an hour's work, if nothing can be written there."""
+    folder = Path(folder)
+    with _blaming(folder):
+        _make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():  # mkdir would only say that the file exists
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Let an OSError name the file the user asked for, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -6,17 +6,17 @@ touches global state, or needs a display. `save_figure` writes PNG and SVG, the 
 
 from __future__ import annotations
 
-import io
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
 from alflb import metrics
@@ -53,6 +53,20 @@ STYLE: dict[Any, Any] = {
 }
 
 
+_P = ParamSpec("_P")
+
+
+def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Draw in `STYLE` without changing matplotlib's settings for anyone else."""
+
+    @functools.wraps(draw)
+    def in_style(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return in_style
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Write ``path.png`` and ``path.svg`` atomically and return both paths."""
     stem = Path(path)
@@ -65,14 +79,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, Pat
     return written[0], written[1]
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as PNG, for embedding."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
-    return buffer.getvalue()
-
-
+@_styled
 def plot_scores(scores_TE: ArrayLike, loads: Mapping[str, ArrayLike], target_load: float) -> Figure:
     """What a router's scores look like, and what top-K makes of them: histogram, and loads sorted by expert.
 
@@ -98,6 +105,7 @@ def plot_scores(scores_TE: ArrayLike, loads: Mapping[str, ArrayLike], target_loa
     return figure
 
 
+@_styled
 def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title: str) -> Figure:
     """Dual gap D(p_n) - LP* and MaxVio of runs on one fixed batch, one curve a step size.
 
@@ -116,39 +124,54 @@ def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title
         gap = np.maximum(run.series["dual_value"] - lp_value, floor) / abs(lp_value)
         left.loglog(steps, gap, color=colour, label=f"u = {_short(step_size)}")
         right.loglog(steps, np.maximum(metrics.max_vio(run), 1e-5), color=colour)
-    left.set(xlabel="step n", ylabel="(D(p$_n$) − LP*) / LP*", title=f"{title}: dual value above the optimum")
-    right.set(xlabel="step n", ylabel="MaxVio = max load / L − 1", title="Violation of balance")
-    left.legend(ncols=2)
+    left.set(xlabel="step n", ylabel="(D(p$_n$) − LP*) / LP*", title=f"{title}: dual gap")
+    right.set(xlabel="step n", ylabel="MaxVio = max load / L − 1", title=f"{title}: violation")
+    _plain_ticks(right)
+    _legend_below(figure, left)
     return figure
 
 
-def plot_dual_changes(runs: Mapping[float, Trajectory], *, title: str) -> Figure:
-    """Where the monotonicity condition of claim C2 holds: switching benefit against the descent term, each step.
+@_styled
+def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Figure:
+    """Where the monotonicity condition of claim C2 holds: switching benefit over descent term, step by step.
 
-    Points above the diagonal are steps on which D rose.
+    Parameters
+    ----------
+    runs : mapping of step size to Trajectory
+        Runs on one fixed batch, recorded with ``benefit`` and ``monotonicity_slack``. A ratio above 1 is a step on
+        which D rose.
+    rows : sequence of rows
+        Columns ``rule``, ``schedule``, ``step_size``, ``dual_rises``, ``num_steps``: the share of such steps.
     """
-    figure, (axis,) = _figure(1, 1, height=3.6, width=4.6)
+    figure, (left, right) = _figure(1, 2, height=3.1)
     for (step_size, run), colour in zip(sorted(runs.items()), _ramp(len(runs))):
         benefit = run.series["benefit"]
         descent = run.series["monotonicity_slack"] + benefit
+        steps = np.arange(1, run.num_steps + 1)
         shown = (benefit > 0) & (descent > 0)
-        axis.loglog(
-            descent[shown], benefit[shown], ".", color=colour, markersize=3, alpha=0.6, label=f"u = {_short(step_size)}"
+        ratio = benefit[shown] / descent[shown]
+        left.loglog(steps[shown], ratio, ".", color=colour, markersize=2.5, label=f"u = {_short(step_size)}")
+    left.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+    left.annotate("D rises", (0.02, 1.2), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    left.set(xlabel="step n", ylabel=r"benefit $\sum b_i$ / descent $\sum \epsilon_k (A_k - L)^2$", title="Sign rule")
+    left.set_ylim(top=1e3)  # room for the legend
+    left.legend(markerscale=4, fontsize=7, loc="upper left", ncols=2)
+    for position, (name, chosen) in enumerate(_by_arm(rows).items()):
+        ordered = sorted(chosen, key=lambda row: row["step_size"])
+        right.semilogx(
+            [row["step_size"] for row in ordered],
+            [row["dual_rises"] / row["num_steps"] for row in ordered],
+            color=CATEGORIES[position % len(CATEGORIES)],
+            marker=MARKERS[position % len(MARKERS)],
+            label=name,
         )
-    low, high = _shared_limits(axis)
-    axis.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":")
-    axis.set(xlim=(low, high), ylim=(low, high))
-    axis.annotate("D rises", (0.06, 0.94), xycoords="axes fraction", va="top")
-    axis.annotate("D falls", (0.94, 0.06), xycoords="axes fraction", ha="right")
-    axis.set(
-        xlabel=r"descent term $\sum_k \epsilon_k (A_k - L)^2$ (score units)",
-        ylabel=r"switching benefit $\sum_i b_i$ (score units)",
-        title=title,
-    )
-    axis.legend(markerscale=3, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    right.set(xlabel="step size u (score units)", ylabel="steps on which D rose", title="How often the condition fails")
+    right.legend(fontsize=7)
     return figure
 
 
+@_styled
 def plot_load_heat_map(trajectory: Trajectory, *, title: str) -> Figure:
     """Loads over experts and steps, in units of the target; experts sorted by their load at the first step."""
     figure, (axis,) = _figure(1, 1, height=3.1)
@@ -171,6 +194,7 @@ def plot_load_heat_map(trajectory: Trajectory, *, title: str) -> Figure:
     return figure
 
 
+@_styled
 def plot_bias_paths(trajectory: Trajectory, lp_bias_E: ArrayLike | None = None, *, title: str) -> Figure:
     """Centred bias of every expert, step by step, and where the exact optimum puts it."""
     figure, (axis,) = _figure(1, 1, height=3.4)
@@ -189,10 +213,11 @@ def plot_bias_paths(trajectory: Trajectory, lp_bias_E: ArrayLike | None = None, 
     return figure
 
 
+@_styled
 def plot_step_sizes(
     panels: Mapping[str, Sequence[Row]], *, column: str, label: str, baselines: Mapping[str, float]
 ) -> Figure:
-    """One number against step size, a panel for each source, a curve for each rule and schedule.
+    """One number against step size: a panel for each source, a curve for each rule and schedule.
 
     Parameters
     ----------
@@ -218,12 +243,14 @@ def plot_step_sizes(
             axis.axhline(baselines[title], color="black", linewidth=0.8, linestyle=":", label="no bias")
         axis.set(xlabel="step size u (score units)", title=title)
     axes[0].set_ylabel(label)
+    _plain_ticks(axes[0])
     _legend_below(figure, axes[0])
     return figure
 
 
+@_styled
 def plot_pareto(panels: Mapping[str, Sequence[Row]], *, label: str) -> Figure:
-    """Affinity against imbalance: each point a rule, a schedule and a step size, darker for larger steps.
+    """Affinity against imbalance: each point a rule, a schedule and a step size.
 
     Rows need ``rule``, ``schedule``, ``step_size``, ``max_vio_tail`` and ``affinity_ratio``.
     """
@@ -233,20 +260,24 @@ def plot_pareto(panels: Mapping[str, Sequence[Row]], *, label: str) -> Figure:
             ordered = sorted(chosen, key=lambda row: row["step_size"])
             axis.semilogx(
                 [max(row["max_vio_tail"], 1e-4) for row in ordered],
-                [row["affinity_ratio"] for row in ordered],
+                [row["affinity_ratio"] - 1.0 for row in ordered],
                 color=CATEGORIES[position % len(CATEGORIES)],
                 marker=MARKERS[position % len(MARKERS)],
-                linewidth=0.6,
+                linestyle="none",
+                alpha=0.8,
                 label=name,
             )
-        axis.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axis.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_yscale("symlog", linthresh=1e-5)
+        axis.yaxis.set_major_locator(FixedLocator([-1e-1, -1e-3, -1e-5, 0.0, 1e-5, 1e-3, 1e-1]))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+g} %" if value else "0"))
         axis.set(xlabel="MaxVio, mean of the tail", title=title)
     axes[0].set_ylabel(label)
     _legend_below(figure, axes[0])
     return figure
 
 
+@_styled
 def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     """Measured dual gap against the a-posteriori bound of claim C6; the claim puts every point below the line.
 
@@ -256,10 +287,12 @@ def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
         Score units.
     """
     figure, (axis,) = _figure(1, 1, height=3.4, width=4.6)
-    for position, (label, (bound, gap)) in enumerate(groups.items()):
+    for position, (label, (bounds, gaps)) in enumerate(groups.items()):
+        bound, gap = np.asarray(bounds, dtype=float), np.asarray(gaps, dtype=float)
+        positive = bound > 0  # at exact balance both are zero
         axis.loglog(
-            np.maximum(np.asarray(bound, dtype=float), 1e-8),
-            np.maximum(np.asarray(gap, dtype=float), 1e-8),
+            bound[positive],
+            np.maximum(gap[positive], 1e-8),
             MARKERS[position],
             color=CATEGORIES[position],
             alpha=0.55,
@@ -279,6 +312,7 @@ def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
     return figure
 
 
+@_styled
 def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Mapping[str, Trajectory]) -> Figure:
     """Real text is not stationary: a fitted bias on held-out tokens, and MaxVio of batch after batch.
 
@@ -301,7 +335,9 @@ def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Ma
     left.set(ylabel="MaxVio = max load / L − 1", title="A bias fitted on half the tokens")
     left.legend()
     for (label, run), colour in zip(runs.items(), CATEGORIES):
-        right.semilogy(np.arange(1, run.num_steps + 1), metrics.max_vio(run), color=colour, linewidth=0.8, label=label)
+        violation = np.maximum(metrics.max_vio(run), 1e-4)
+        right.semilogy(np.arange(1, run.num_steps + 1), violation, color=colour, linewidth=0.8, label=label)
+    _plain_ticks(right)
     right.set(xlabel="step n (one batch each)", ylabel="MaxVio of the batch", title="The same tokens in two orders")
     right.legend()
     return figure
@@ -316,9 +352,8 @@ def _figure(
     sharey: bool = False,
     ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
     return figure, list(grid.ravel())
 
 
@@ -337,15 +372,23 @@ def _by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def arm_name(row: Row) -> str:
     """A rule and its schedule in a few words."""
-    words = {"constant": "u", "inverse_sqrt": "u/√n", "inverse": "u/n", "linear": "u, linear decay"}
+    words = {"constant": "constant u", "inverse_sqrt": "u/√n", "inverse": "u/n", "linear": "linear decay"}
     rule = str(row["rule"]).replace("_", " ")
     return f"{rule}, {words.get(row['schedule'], row['schedule'])}"
 
 
 def _legend_below(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    with mpl.rc_context(STYLE):
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7))
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Label a logarithmic y axis 0.01, 0.02, 0.05, 0.1, ... where powers of ten alone would leave it bare."""
+    low, high = axis.get_ylim()
+    subdivisions = (1.0, 2.0, 5.0) if high / max(low, 1e-300) < 1e3 else (1.0,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subdivisions))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _shared_limits(axis: Axes) -> tuple[float, float]:

@@ -72,14 +72,14 @@ class Report:
 
 def write_report(result: StudyResult) -> Report:
     """Draw all figures into ``figures/`` and write ``report.html``; nothing is computed anew."""
-    figures = {name: draw(result) for name, draw in _FIGURES.items()}
-    for name, figure in figures.items():
-        plotting.save_figure(figure, result.folder / "figures" / name)
+    pictures = {
+        name: plotting.save_figure(draw(result), result.folder / "figures" / name) for name, draw in _FIGURES.items()
+    }
     checks = run_checks(result)
     headline = _headline(result)
     page = _environment().get_template("report.html.j2")
     html = page.render(
-        figure={name: _embedded(figure) for name, figure in figures.items()},
+        figure={name: _embedded(png) for name, (png, _) in pictures.items()},
         checks=checks,
         headline=headline,
         optima=[_optimum_words(row) for row in result.select(kind="optimum")],
@@ -187,7 +187,7 @@ def _figure_convergence(result: StudyResult) -> Figure:
 
 
 def _figure_condition(result: StudyResult) -> Figure:
-    return plotting.plot_dual_changes(_sign_runs(result), title="Monotonicity condition (C2), real trace")
+    return plotting.plot_condition(_sign_runs(result), result.select(kind="static", source="trace"))
 
 
 def _figure_heat_map(result: StudyResult) -> Figure:
@@ -233,7 +233,7 @@ def _figure_affinity(result: StudyResult) -> Figure:
         panels[SOURCE_TITLES[optimum["source"]]] = [
             {**row, "affinity_ratio": row["affinity_tail"] / optimum["lp_value"]} for row in rows
         ]
-    return plotting.plot_pareto(panels, label="affinity / LP*, mean of the last fifth")
+    return plotting.plot_pareto(panels, label="affinity / LP* − 1, mean of the last fifth")
 
 
 def _figure_gap_bound(result: StudyResult) -> Figure:
@@ -326,6 +326,7 @@ def _facts(result: StudyResult) -> Row:
         "bound_tightness": float(np.max(gaps[meaningful] / bounds[meaningful], initial=0.0)),
         "bound_median": float(np.median(gaps[meaningful] / bounds[meaningful])) if meaningful.any() else 0.0,
         "bias_distance": _bias_distance(result),
+        "travel": _travel(result),
     }
 
 
@@ -339,6 +340,19 @@ def _bias_distance(result: StudyResult) -> Row | None:
         "correlation": float(np.corrcoef(bias_E, lp_bias_E)[0, 1]),
         "spread_model": float(np.ptp(bias_E)),
         "spread_lp": float(np.ptp(lp_bias_E)),
+    }
+
+
+def _travel(result: StudyResult) -> Row:
+    """How far the farthest bias has to go, how many steps of the portrait that is, and when the run was there."""
+    portrait = _portrait(result)
+    distance = float(np.abs(result.optimum("trace")["lp_bias_E"]).max())
+    return {
+        "distance": distance,
+        "steps": distance / portrait["step_size"],
+        "settled": portrait["settling_time_10"],
+        "step_size": portrait["step_size"],
+        "is_constant_sign": (portrait["rule"], portrait["schedule"]) == ("sign", "constant"),
     }
 
 
@@ -419,8 +433,13 @@ def _stream_arms(result: StudyResult, source: str) -> list[Row]:
     return [row for row in result.select(kind="stream", source=source) if row["rule"] != "none"]
 
 
-def _embedded(figure: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(plotting.png_bytes(figure)).decode()
+def _embedded(png: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+
+
+def _scientific(value: float) -> str:
+    """Three digits, small numbers with a power of ten, and no minus sign on zero."""
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value + 0.0:.4g}"
 
 
 def _environment() -> Environment:
@@ -431,7 +450,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["sci"] = lambda value: f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4g}"
+    environment.filters["sci"] = _scientific
     environment.filters["pct"] = lambda value: f"{100 * value:.2f} %"
     environment.filters["num"] = lambda value: f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
     return environment

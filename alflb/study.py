@@ -57,7 +57,7 @@ class StudySize:
     certificates: int
 
 
-FULL = StudySize(4096, 2048, 64, 8, None, 1000, 600, 8)
+FULL = StudySize(4096, 2048, 64, 8, None, 1000, 600, 5)
 SMOKE = StudySize(512, 256, 16, 4, 1024, 60, 40, 4)
 
 

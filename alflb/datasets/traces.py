@@ -176,7 +176,7 @@ def open_scores(path: str | os.PathLike[str], *, array: str | None = None, top_k
     else:
         scores, bias, metadata = pick_array(path, arrays, array), None, {}
     if top_k is None:
-        raise TraceError(f"{path} does not say how many experts a token takes; give top_k")
+        raise TraceError(f"{path} does not say how many experts a token takes; say it with top_k (--top-k)")
     try:
         return RouterTrace(scores, top_k, bias, metadata)
     except ValueError as error:
@@ -189,11 +189,14 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     if path.is_dir():
         raise TraceError(f"{path} is a folder; give a .npz or .npy file")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:
+            start = file.read(6)
+            file.seek(0)
+            if start != b"\x93NUMPY" and not start.startswith(b"PK"):
+                raise ValueError("it starts like neither")  # np.load would take it for a pickle
+            loaded = np.load(file, allow_pickle=False)
+            members = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        return {name: values for name, values in members.items() if isinstance(values, np.ndarray)}
     except FileNotFoundError:
         raise TraceError(f"{path} does not exist; check the path") from None
     except PermissionError:
@@ -212,7 +215,7 @@ def pick_array(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]],
         return next(iter(arrays.values()))
     listing = ", ".join(f"{key} {values.shape}" for key, values in arrays.items() if key)
     if name is None:
-        raise TraceError(f"{path} is not an alflb trace; choose one of its arrays by name: {listing}")
+        raise TraceError(f"{path} is not an alflb trace; name one of its arrays with array (--array): {listing}")
     if name not in arrays:
         raise TraceError(f"{path} has no array {name!r}; it has {listing or 'a single array without a name'}")
     return arrays[name]

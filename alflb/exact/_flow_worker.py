@@ -6,11 +6,12 @@ import io
 import sys
 
 import numpy as np
-from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
 
 def main() -> int:
     """Solve one min-cost flow; 0 when optimal, 1 with a line on standard error otherwise."""
+    from ortools.graph.python.min_cost_flow import SimpleMinCostFlow  # never in a process that has highspy
+
     message = io.BytesIO(sys.stdin.buffer.read())
     tails, heads, capacities, costs, supplies = (np.load(message, allow_pickle=False) for _ in range(5))
     flow = SimpleMinCostFlow()
