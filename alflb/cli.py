@@ -68,7 +68,7 @@ def main() -> None:
         _fail("interrupted", 130)
 
 
-def _reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn what users can cause into one line and an exit code; anything else is a bug and shows its traceback."""
 
     @functools.wraps(command)
@@ -107,7 +107,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def study(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for rows, figures and report.html.")] = Path(
         "report"
@@ -140,7 +140,7 @@ def study(
         seed=seed,
     )
     require_writable(out_folder)
-    with _bar() as progress:
+    with progress_bar() as progress:
         result = run_study(plan, out_folder, progress)
     with _spinner("drawing figures"):
         from alflb.report import write_report
@@ -156,7 +156,7 @@ def study(
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def simulate(
     trace: TraceArgument = None,
     stream: Annotated[str, typer.Option(help="trace, uniform, logistic, gumbel, linear_router or drift.")] = "trace",
@@ -188,7 +188,7 @@ def simulate(
     if static:
         source = alflb.Static(next(source.batches(seed)))
     balancer = alflb.make_rule(rule, alflb.make_schedule(schedule, step_size, steps, warm_up))
-    with _bar() as progress:
+    with progress_bar() as progress:
         progress.begin("simulating", steps)
         run = alflb.simulate(
             source,
@@ -211,7 +211,7 @@ def simulate(
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def solve(
     trace: TraceArgument = None,
     top_k: TopKOption = None,
@@ -238,7 +238,7 @@ def solve(
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def inspect(
     trace: TraceArgument = None, array: ArrayOption = None, top_k: TopKOption = None, as_json: JsonOption = False
 ) -> None:
@@ -260,7 +260,7 @@ def inspect(
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def convert(
     source: Annotated[Path, typer.Argument(help="A .npz or .npy file with router data.")],
     target: Annotated[Path, typer.Argument(help="The trace file to write (.npz).")],
@@ -443,7 +443,8 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[_Bar]:
+def progress_bar() -> Iterator[_Bar]:
+    """A progress bar on standard error, with time to go, for work that reports units done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

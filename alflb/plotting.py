@@ -56,7 +56,7 @@ STYLE: dict[Any, Any] = {
 _P = ParamSpec("_P")
 
 
-def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     """Draw in `STYLE` without changing matplotlib's settings for anyone else."""
 
     @functools.wraps(draw)
@@ -79,7 +79,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, Pat
     return written[0], written[1]
 
 
-@_styled
+@styled
 def plot_scores(scores_TE: ArrayLike, loads: Mapping[str, ArrayLike], target_load: float) -> Figure:
     """What a router's scores look like, and what top-K makes of them: histogram, and loads sorted by expert.
 
@@ -91,7 +91,7 @@ def plot_scores(scores_TE: ArrayLike, loads: Mapping[str, ArrayLike], target_loa
     target_load : float
         L, tokens.
     """
-    figure, (left, right) = _figure(1, 2, height=2.7)
+    figure, (left, right) = new_figure(1, 2, height=2.7)
     values = np.asarray(scores_TE).ravel()
     left.hist(values[np.isfinite(values)], bins=80, color=BLUE, alpha=0.85)
     left.set(xlabel="score (score units)", ylabel="token-expert pairs", title="Scores")
@@ -105,7 +105,7 @@ def plot_scores(scores_TE: ArrayLike, loads: Mapping[str, ArrayLike], target_loa
     return figure
 
 
-@_styled
+@styled
 def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title: str) -> Figure:
     """Dual gap D(p_n) - LP* and MaxVio of runs on one fixed batch, one curve a step size.
 
@@ -116,7 +116,7 @@ def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title
     lp_value : float
         LP*, the exact optimum of the same batch.
     """
-    figure, (left, right) = _figure(1, 2, height=3.0)
+    figure, (left, right) = new_figure(1, 2, height=3.0)
     colours = _ramp(len(runs))
     floor = 1e-14 * abs(lp_value)  # a gap of exactly zero has no place on a log axis
     for (step_size, run), colour in zip(sorted(runs.items()), colours):
@@ -131,7 +131,7 @@ def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title
     return figure
 
 
-@_styled
+@styled
 def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Figure:
     """Where the monotonicity condition of claim C2 holds: switching benefit over descent term, step by step.
 
@@ -143,7 +143,7 @@ def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Fig
     rows : sequence of rows
         Columns ``rule``, ``schedule``, ``step_size``, ``dual_rises``, ``num_steps``: the share of such steps.
     """
-    figure, (left, right) = _figure(1, 2, height=3.1)
+    figure, (left, right) = new_figure(1, 2, height=3.1)
     for (step_size, run), colour in zip(sorted(runs.items()), _ramp(len(runs))):
         benefit = run.series["benefit"]
         descent = run.series["monotonicity_slack"] + benefit
@@ -171,10 +171,10 @@ def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Fig
     return figure
 
 
-@_styled
+@styled
 def plot_load_heat_map(trajectory: Trajectory, *, title: str) -> Figure:
     """Loads over experts and steps, in units of the target; experts sorted by their load at the first step."""
-    figure, (axis,) = _figure(1, 1, height=3.1)
+    figure, (axis,) = new_figure(1, 1, height=3.1)
     order = np.argsort(trajectory.load_NE[0])[::-1]
     relative_EN = (trajectory.load_NE / trajectory.target_E)[:, order].T
     image = axis.imshow(
@@ -194,10 +194,10 @@ def plot_load_heat_map(trajectory: Trajectory, *, title: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_bias_paths(trajectory: Trajectory, lp_bias_E: ArrayLike | None = None, *, title: str) -> Figure:
     """Centred bias of every expert, step by step, and where the exact optimum puts it."""
-    figure, (axis,) = _figure(1, 1, height=3.4)
+    figure, (axis,) = new_figure(1, 1, height=3.4)
     paths = center(trajectory.bias_NE)
     goal_E = center(lp_bias_E) if lp_bias_E is not None else paths[-1]
     order = np.argsort(goal_E)
@@ -213,7 +213,7 @@ def plot_bias_paths(trajectory: Trajectory, lp_bias_E: ArrayLike | None = None, 
     return figure
 
 
-@_styled
+@styled
 def plot_step_sizes(
     panels: Mapping[str, Sequence[Row]], *, column: str, label: str, baselines: Mapping[str, float]
 ) -> Figure:
@@ -228,7 +228,7 @@ def plot_step_sizes(
     baselines : mapping of panel title to float
         Drawn as a dotted line: the value without a bias.
     """
-    figure, axes = _figure(1, len(panels), height=2.9, sharey=True)
+    figure, axes = new_figure(1, len(panels), height=2.9, sharey=True)
     for axis, (title, rows) in zip(axes, panels.items()):
         for position, (name, chosen) in enumerate(_by_arm(rows).items()):
             ordered = sorted(chosen, key=lambda row: row["step_size"])
@@ -248,13 +248,13 @@ def plot_step_sizes(
     return figure
 
 
-@_styled
+@styled
 def plot_pareto(panels: Mapping[str, Sequence[Row]], *, label: str) -> Figure:
     """Affinity against imbalance: each point a rule, a schedule and a step size.
 
     Rows need ``rule``, ``schedule``, ``step_size``, ``max_vio_tail`` and ``affinity_ratio``.
     """
-    figure, axes = _figure(1, len(panels), height=3.0, sharey=True)
+    figure, axes = new_figure(1, len(panels), height=3.0, sharey=True)
     for axis, (title, rows) in zip(axes, panels.items()):
         for position, (name, chosen) in enumerate(_by_arm(rows).items()):
             ordered = sorted(chosen, key=lambda row: row["step_size"])
@@ -277,7 +277,7 @@ def plot_pareto(panels: Mapping[str, Sequence[Row]], *, label: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     """Measured dual gap against the a-posteriori bound of claim C6; the claim puts every point below the line.
 
@@ -286,7 +286,7 @@ def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
     groups : mapping of label to (bounds, measured gaps)
         Score units.
     """
-    figure, (axis,) = _figure(1, 1, height=3.4, width=4.6)
+    figure, (axis,) = new_figure(1, 1, height=3.4, width=4.6)
     for position, (label, (bounds, gaps)) in enumerate(groups.items()):
         bound, gap = np.asarray(bounds, dtype=float), np.asarray(gaps, dtype=float)
         positive = bound > 0  # at exact balance both are zero
@@ -312,7 +312,7 @@ def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
     return figure
 
 
-@_styled
+@styled
 def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Mapping[str, Trajectory]) -> Figure:
     """Real text is not stationary: a fitted bias on held-out tokens, and MaxVio of batch after batch.
 
@@ -323,7 +323,7 @@ def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Ma
     runs : mapping of label to Trajectory
         The same rule on the same tokens in different orders.
     """
-    figure, (left, right) = _figure(1, 2, height=2.9, ratios=(1, 1.5))
+    figure, (left, right) = new_figure(1, 2, height=2.9, ratios=(1, 1.5))
     positions = np.arange(len(splits))
     for offset, (label, colour) in enumerate((("no bias", GREY), ("fitted half", BLUE), ("other half", RED))):
         heights = [values[offset] for values in splits.values()]
@@ -343,7 +343,7 @@ def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Ma
     return figure
 
 
-def _figure(
+def new_figure(
     rows: int,
     columns: int,
     *,
@@ -352,6 +352,7 @@ def _figure(
     sharey: bool = False,
     ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
+    """An empty figure and its axes, row by row; sizes in inches. Call it inside a `styled` function."""
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
     return figure, list(grid.ravel())
