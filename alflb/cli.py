@@ -55,7 +55,9 @@ TraceArgument = Annotated[
     Path | None, typer.Argument(help="Trace file. Default: the real router trace that ships with alflb.")
 ]
 ArrayOption = Annotated[str | None, typer.Option(help="Which array of a foreign .npz holds the scores.")]
-TopKOption = Annotated[int | None, typer.Option(help="Experts per token. Default: what the trace says.")]
+TopKOption = Annotated[
+    int | None, typer.Option(help="Experts per token. Default: what the trace says; 8 for synthetic streams.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Chooses the tokens of random streams.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
@@ -81,10 +83,12 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             _fail(str(error), 1)
         except (ValueError, OverflowError) as error:
             _fail(str(error), 2)
+        except BrokenPipeError:  # the reader of our output went away; typer ends the program quietly
+            raise
         except OSError as error:
             _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
         except MemoryError:
-            _fail("out of memory; use fewer tokens or another method", 2)
+            _fail("out of memory; use fewer tokens or steps", 2)
         except KeyboardInterrupt:
             _fail("interrupted; finished work is kept where an output folder was given", 130)
 
@@ -159,22 +163,26 @@ def study(
 @reports_errors
 def simulate(
     trace: TraceArgument = None,
-    stream: Annotated[str, typer.Option(help="trace, uniform, logistic, gumbel, linear_router or drift.")] = "trace",
+    stream: Annotated[
+        str, typer.Option(help="Score stream, e.g. trace, gumbel or drift; a wrong name lists all.")
+    ] = "trace",
     order: Annotated[str, typer.Option(help="Order of a trace's tokens: text or shuffled.")] = "text",
     static: Annotated[bool, typer.Option("--static", help="Repeat the first batch at every step.")] = False,
     array: ArrayOption = None,
     tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 2048,
     experts: Annotated[int, typer.Option(help="Experts of a synthetic stream.")] = 64,
     top_k: TopKOption = None,
-    rule: Annotated[str, typer.Option(help="sign, recentred_sign or proportional.")] = "sign",
+    rule: Annotated[
+        str, typer.Option(help="Balancing rule, e.g. sign or proportional; a wrong name lists all.")
+    ] = "sign",
     step_size: Annotated[float, typer.Option(help="Step size u, score units per step.")] = 1e-3,
     schedule: Annotated[
-        str, typer.Option(help="constant, inverse, inverse_sqrt, linear, cosine or deepseek_v3.")
+        str, typer.Option(help="Step-size schedule, e.g. constant or inverse_sqrt; a wrong name lists all.")
     ] = "constant",
     warm_up: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 0,
     steps: Annotated[int, typer.Option(help="Number of steps N.")] = 1000,
     seed: SeedOption = 0,
-    backend: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
+    backend: Annotated[str, typer.Option(help="Kernels: numba, or reference (slow).")] = "numba",
     out_file: Annotated[Path | None, typer.Option("--out", help="Save the run (.npz): biases, loads, series.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -216,7 +224,7 @@ def solve(
     trace: TraceArgument = None,
     top_k: TopKOption = None,
     array: ArrayOption = None,
-    method: Annotated[str, typer.Option(help="auto, cvxpy, highs or mincostflow.")] = "auto",
+    method: Annotated[str, typer.Option(help="Solver: auto, or one by name; a wrong name lists all.")] = "auto",
     out_file: Annotated[Path | None, typer.Option("--out", help="Save bias_E, value and the plan (.npz).")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -423,7 +431,12 @@ def _print_checks(checks: list[Any]) -> None:
     for check in checks:
         verdict = "[green]holds[/]" if check.holds else "[bold red]FAILS[/]"
         table.add_row(
-            check.claim, check.statement, str(check.instances), f"{check.worst + 0.0:.1e}", f"{check.limit:.0e}", verdict
+            check.claim,
+            check.statement,
+            str(check.instances),
+            f"{check.worst + 0.0:.1e}",
+            f"{check.limit:.0e}",
+            verdict,
         )
     out.print(table)
 

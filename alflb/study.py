@@ -97,7 +97,8 @@ class Study:
                 make_rule(rule, make_schedule(schedule, step_size, 1))
         if self.num_steps is not None:
             check_count(self.num_steps, "num_steps", minimum=2)
-        check_count(self.seed, "seed", minimum=0)
+        if check_count(self.seed, "seed", minimum=0) >= 2**63:
+            raise ValueError(f"seed is {self.seed}; pass one below 2**63, so that it fits a column of the rows")
         if self.trace.scores_TE.shape[0] < 2:
             raise ValueError("the study splits its trace in halves; give a trace of at least two tokens")
 

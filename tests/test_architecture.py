@@ -21,6 +21,7 @@ LAYERS = [
     ["simulation"],
     ["metrics", "describe", "sweep"],
     ["plotting", "study"],
+    ["checks"],
     ["report"],
     ["cli"],
 ]

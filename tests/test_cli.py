@@ -149,8 +149,9 @@ def test_study_leaves_a_report_and_resumes(run, tmp_path):
 
 def test_study_exits_1_when_a_check_fails(run, tmp_path, monkeypatch):
     from alflb import report
+    from alflb.checks import Check
 
-    failing = report.Check("C1", "spoiled", 1, 1.0, 0.0)
+    failing = Check("C1", "spoiled", 1, 1.0, 0.0)
     monkeypatch.setattr(report, "run_checks", lambda result: [failing])
     result = run(*SMALL_STUDY, "--out", tmp_path / "r")
     assert result.exit_code == 1
@@ -194,6 +195,8 @@ BAD = [
     (["study", "--step-sizes", "1e-3;1e-2"], "comma-separated"),
     (["study", "--step-sizes", "-1"], "step_sizes is -1"),
     (["study", "--steps", "1"], "num_steps is 1"),
+    (["study", "--seed", str(10**25)], "below 2"),
+    (["simulate", "--steps", str(10**14)], "out of memory"),
 ]
 
 

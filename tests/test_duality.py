@@ -6,7 +6,7 @@ from conftest import dyadic_bias, dyadic_problems
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alflb import duality
+from alflb import bounds, duality
 from alflb.exact import solve_exact
 from alflb.problem import AssignmentProblem
 
@@ -102,6 +102,22 @@ def test_gap_certificate_refuses_unequal_targets():
     problem = AssignmentProblem([[0.5, 0.0], [0.25, 0.0], [0.0, 0.0]], 1, [2.0, 1.0])
     with pytest.raises(ValueError, match="target_E differs"):
         duality.gap_certificate(problem, [0.0, 0.0])
+
+
+def test_balance_bound_is_false_for_unequal_targets():
+    """Why it refuses: two tokens, four experts, K = 2, p = 0, and the gap is 8 where claim C6 would allow 4."""
+    problem = AssignmentProblem([[3.0, 0.0, 4.0, 4.0], [4.0, 2.0, 0.0, 0.0]], 2, [0.0, 2.0, 1.0, 1.0])
+    load_E = duality.allocate(problem, np.zeros(4)).load_E
+    gap = duality.dual_value(problem, np.zeros(4)) - solve_exact(problem, method="highs").value
+    allowed = bounds.gap_bound(duality.violation(load_E, problem.target_E).l1, 0.0, problem.score_range)
+    assert (gap, allowed) == (8.0, 4.0)
+
+
+def test_balance_bound_is_attained():
+    """Claim C6 is tight: two equal tokens, two experts, and the dual gap is the bound."""
+    problem = AssignmentProblem([[0.0, 0.0], [0.0, 0.0]], 1)
+    certificate = duality.gap_certificate(problem, [0.25, 0.0])
+    assert certificate.dual_value == certificate.gap_bound == 0.25  # LP* = 0
 
 
 def test_affinity_and_lagrangian_check_their_shapes(tiny_problem):

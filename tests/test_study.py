@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alflb import io, report
+from alflb.checks import run_checks
 from alflb.datasets import RouterTrace
 from alflb.study import SMOKE, Study, run_study, study_cells
 from alflb.sweep import cell_key, run_cells
@@ -130,7 +131,7 @@ def test_a_violated_claim_fails_its_check(result, column, value, claim):
     rows = list(result.rows)
     points = len(rows[index]["certified_steps"])
     rows[index] = {**rows[index], column: value[:points] if isinstance(value, list) else value}
-    failed = [check for check in report.run_checks(type(result)(result.study, rows, result.folder)) if not check.holds]
+    failed = [check for check in run_checks(type(result)(result.study, rows, result.folder)) if not check.holds]
     assert [check.claim for check in failed] == [claim]
 
 
@@ -143,6 +144,7 @@ def test_a_violated_claim_fails_its_check(result, column, value, claim):
         ({"step_sizes": (0.0,)}, "step_sizes is 0.0"),
         ({"num_steps": 1}, "num_steps is 1"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "below 2"),
         ({"trace": RouterTrace(np.zeros((1, 2)), 1)}, "at least two tokens"),
     ],
 )

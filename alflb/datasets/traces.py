@@ -36,6 +36,9 @@ from alflb.problem import FloatArray, check_bias, check_count, check_scores, che
 FORMAT = "alflb-trace"
 VERSION = 1
 
+_MAX_COUNT = 2**53
+"""Largest load that float64 arithmetic still counts exactly."""
+
 
 class TraceError(ValueError):
     """A file that is not a whole, valid trace; the message names the file and the mend."""
@@ -95,8 +98,8 @@ class LoadTrace:
         loads = np.asarray(self.loads_NE)
         if loads.dtype.kind not in "iu" or loads.ndim != 2 or loads.size == 0:
             raise ValueError(f"loads has dtype {loads.dtype} and shape {loads.shape}; pass integers (batches, experts)")
-        if loads.min() < 0:
-            raise ValueError("loads holds negative counts; pass tokens per expert")
+        if loads.min() < 0 or loads.max() > _MAX_COUNT:
+            raise ValueError(f"loads holds counts outside 0..{_MAX_COUNT}; pass tokens per expert")
         top_k = check_top_k(self.top_k, loads.shape[1])
         picks_N = loads.sum(axis=1, dtype=np.int64)
         if np.any(picks_N == 0) or np.any(picks_N % top_k):
