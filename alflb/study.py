@@ -10,6 +10,7 @@ Four kinds of cells, each answering one question of the report:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -224,7 +225,8 @@ class _Bench:
         size = self.study.size
         parameters = {"num_topics": 16} if source == "linear_router" else {}
         stream = make_stream(source, num_tokens=size.static_tokens, num_experts=size.num_experts, **parameters)
-        return AssignmentProblem(next(stream.batches(self.study.seed)), size.top_k)
+        scores_TE = next(stream.batches(self.study.seed)).astype(np.float64)
+        return AssignmentProblem(scores_TE, size.top_k)
 
     def _stream(self, source: str) -> tuple[Stream, int]:
         """A stream of fresh batches and its top-k."""
@@ -377,6 +379,5 @@ def _rounding(problem: AssignmentProblem) -> float:
 
 
 def _digest(trace: RouterTrace) -> str:
-    import hashlib
-
-    return hashlib.sha256(np.ascontiguousarray(trace.scores_TE).tobytes() + bytes([trace.top_k % 256])).hexdigest()[:16]
+    """Digest of a trace's content, so that results of another trace are never taken up."""
+    return hashlib.sha256(f"top-{trace.top_k} ".encode() + trace.scores_TE.tobytes()).hexdigest()[:16]
