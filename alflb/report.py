@@ -218,6 +218,7 @@ def _facts(result: StudyResult) -> Row:
     """Numbers the running text quotes."""
     runs = result.select(kind="static", source="trace")
     rising = [row for row in runs if row["dual_rises"]]
+    constant = [row for row in runs if row["schedule"] == "constant"]
     gaps = np.concatenate([row["dual_gap_n"] for row in result.select(kind="static")])
     bounds = np.concatenate([row["gap_bound_n"] for row in result.select(kind="static")])
     meaningful = bounds > 0
@@ -233,7 +234,8 @@ def _facts(result: StudyResult) -> Row:
         "rise_share": max((row["dual_rises"] / row["num_steps"] for row in runs), default=0.0),
         "rise_arm": plotting.arm_name(max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])),
         "rise_step_size": max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])["step_size"],
-        "cycles": sum(row["cycle_period"] is not None for row in runs),
+        "constant_runs": len(constant),
+        "cycles": sum(row["cycle_period"] is not None for row in constant),
         "bound_tightness": float(np.max(gaps[meaningful] / bounds[meaningful], initial=0.0)),
         "bound_median": float(np.median(gaps[meaningful] / bounds[meaningful])) if meaningful.any() else 0.0,
         "bias_distance": _bias_distance(result),
