@@ -167,7 +167,7 @@ def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Fig
         )
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.set(xlabel="step size u (score units)", ylabel="steps on which D rose", title="How often the condition fails")
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, loc="upper left")
     return figure
 
 
@@ -299,11 +299,10 @@ def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
             markersize=4,
             label=label,
         )
-    low, high = _shared_limits(axis)
-    axis.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="bound = gap")
+    ends = np.array(axis.get_xlim())
+    axis.plot(ends, ends, color="black", linewidth=0.8, linestyle=":", label="bound = gap")
     axis.set(
-        xlim=(low, high),
-        ylim=(low, high),
+        xlim=ends,
         xlabel=r"bound $\frac{1}{2}\|A - L\|_1 (\mathrm{spread}(p) + \rho)$ (score units)",
         ylabel="measured D(p) − LP* (score units)",
         title="Balance implies near-optimality (C6)",
@@ -390,12 +389,6 @@ def _plain_ticks(axis: Axes) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=subdivisions))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _shared_limits(axis: Axes) -> tuple[float, float]:
-    """One range for both axes of a diagonal plot."""
-    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    return min(left, bottom), max(right, top)
 
 
 def _short(step_size: float) -> str:
