@@ -1,0 +1,305 @@
+"""Compiled loops over the undecided entries, all in integers: assign, price by quantiles, reroute on a graph.
+
+The entries form a sparse matrix by rows (one row per token): row r owns entries ``start_R[r] .. start_R[r + 1]``,
+entry n offers expert ``expert_N[n]`` at integer score ``score_N[n]``. A row hands out ``picks_R[r] * unit`` units,
+at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is the integer bias.
+
+The functions call each other, so they stand in one file: numba's cache does not look across files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+UNREACHED = 2**60
+"""Cost of an arc or path that does not exist; larger than any other, and sums of two stay inside int64."""
+
+_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@njit(**_JIT)
+def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
+    """A and B of every row: its picks-th and (picks + 1)-th largest priced scores (a row always has both)."""
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        kept = picks_R[row] + 1
+        filled = 0
+        for n in range(start_R[row], start_R[row + 1]):
+            value = score_N[n] + price_E[expert_N[n]]
+            if filled < kept:
+                slot = filled
+                filled += 1
+            elif value > best[kept - 1]:
+                slot = kept - 1
+            else:
+                continue
+            while slot > 0 and value > best[slot - 1]:
+                best[slot] = best[slot - 1]
+                slot -= 1
+            best[slot] = value
+        last_in_R[row] = best[kept - 2]
+        first_out_R[row] = best[kept - 1]
+
+
+@njit(**_JIT)
+def assign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, room_E, units_N):  # type: ignore[no-untyped-def]
+    """Give each row's units to its best entries, ties to the experts with most room; lower `room_E` by the loads."""
+    for row in range(picks_R.size):
+        for n in range(start_R[row], start_R[row + 1]):
+            value = score_N[n] + price_E[expert_N[n]]
+            certain = value > last_in_R[row] or (value == last_in_R[row] and value > first_out_R[row])
+            units_N[n] = unit if certain else 0
+            room_E[expert_N[n]] -= units_N[n]
+    for row in range(picks_R.size):
+        if last_in_R[row] > first_out_R[row]:
+            continue
+        left = picks_R[row]
+        for n in range(start_R[row], start_R[row + 1]):
+            left -= units_N[n] > 0
+        while left > 0:
+            choice = -1
+            for n in range(start_R[row], start_R[row + 1]):
+                tied = units_N[n] == 0 and score_N[n] + price_E[expert_N[n]] == last_in_R[row]
+                if tied and (choice < 0 or room_E[expert_N[n]] > room_E[expert_N[choice]]):
+                    choice = n
+            units_N[choice] = unit
+            room_E[expert_N[choice]] -= unit
+            left -= 1
+
+
+@njit(**_JIT)
+def rows_hold(start_R, expert_N, score_N, unit, units_N, price_E):  # type: ignore[no-untyped-def]
+    """Whether in every row the least priced score with units is at least the greatest with units to spare."""
+    for row in range(start_R.size - 1):
+        least_in = np.int64(2**62)
+        most_out = np.int64(-(2**62))
+        for n in range(start_R[row], start_R[row + 1]):
+            value = score_N[n] + price_E[expert_N[n]]
+            if units_N[n] > 0:
+                least_in = min(least_in, value)
+            if units_N[n] < unit:
+                most_out = max(most_out, value)
+        if least_in < most_out:
+            return False
+    return True
+
+
+@njit(**_JIT)
+def quantile_steps(start_R, by_expert_N, start_E, row_N, score_N, price_E, last_in_R, first_out_R, rank_E, step_E):  # type: ignore[no-untyped-def]
+    """For each expert, the rank-th largest margin of its entries: the exact minimiser of D along its bias."""
+    margin = np.empty(by_expert_N.size, np.int64)
+    for k in range(price_E.size):
+        count = 0
+        for place in range(start_E[k], start_E[k + 1]):
+            n = by_expert_N[place]
+            row = row_N[n]
+            value = score_N[n] + price_E[k]
+            margin[count] = value - (first_out_R[row] if value >= last_in_R[row] else last_in_R[row])
+            count += 1
+        step_E[k] = 0
+        if count > 0:
+            step_E[k] = _select(margin, count, count - max(1, min(rank_E[k], count)))
+
+
+@njit(**_JIT)
+def _select(values, count, index):  # type: ignore[no-untyped-def]
+    """The value at `index` of the first `count` values in ascending order (Hoare's quickselect, in place)."""
+    low = 0
+    high = count - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        left = low
+        right = high
+        while left <= right:
+            while values[left] < pivot:
+                left += 1
+            while values[right] > pivot:
+                right -= 1
+            if left <= right:
+                values[left], values[right] = values[right], values[left]
+                left += 1
+                right -= 1
+        if index <= right:
+            high = right
+        elif index >= left:
+            low = left
+        else:
+            break
+    return values[index]
+
+
+@njit(**_JIT)
+def reroute(start_R, by_expert_N, start_E, row_N, expert_N, score_N, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
+    """Move units from experts with room < 0 to experts with room > 0 at least cost; False when no path is left.
+
+    Successive shortest paths on the E experts. The arc k -> j costs the least score any row loses by moving units
+    from k to j; the row and the two entries that attain it are its witness. Prices follow the path lengths, so
+    that every row keeps holding its best entries, and paths run along arcs of reduced cost 0.
+    """
+    num_experts = price_E.size
+    cost_EE = np.full((num_experts, num_experts), UNREACHED, np.int64)
+    from_EE = np.full((num_experts, num_experts), -1, np.int64)
+    to_EE = np.full((num_experts, num_experts), -1, np.int64)
+    for row in range(start_R.size - 1):
+        for n in range(start_R[row], start_R[row + 1]):
+            if units_N[n] > 0:
+                _offer_from(n, start_R, row, expert_N, score_N, unit, units_N, cost_EE, from_EE, to_EE)
+    distance_E = np.empty(num_experts, np.int64)
+    parent_E = np.empty(num_experts, np.int64)
+    settled_E = np.empty(num_experts, np.int64)
+    while room_E.min() < 0:
+        num_settled = _shortest_paths(cost_EE, price_E, room_E, distance_E, parent_E, settled_E)
+        farthest = -1
+        for s in range(num_settled):
+            if room_E[settled_E[s]] > 0:
+                farthest = distance_E[settled_E[s]]
+        if farthest < 0:
+            return False
+        for k in range(num_experts):
+            price_E[k] += min(distance_E[k], farthest)
+        for s in range(num_settled):
+            sink = settled_E[s]
+            while room_E[sink] > 0:
+                amount = _path_capacity(sink, parent_E, cost_EE, from_EE, to_EE, price_E, room_E, unit, units_N)
+                if amount == 0:
+                    break
+                _push(
+                    sink, amount, parent_E, start_R, by_expert_N, start_E, row_N, expert_N, score_N, unit,
+                    units_N, cost_EE, from_EE, to_EE, room_E,
+                )  # fmt: skip
+    return True
+
+
+@njit(**_JIT)
+def _shortest_paths(cost_EE, price_E, room_E, distance_E, parent_E, settled_E):  # type: ignore[no-untyped-def]
+    """Dijkstra from all experts with room < 0 until all with room > 0 are settled; returns how many nodes were."""
+    num_experts = price_E.size
+    open_E = np.ones(num_experts, np.bool_)
+    sinks = 0
+    for k in range(num_experts):
+        distance_E[k] = 0 if room_E[k] < 0 else UNREACHED
+        parent_E[k] = -1
+        sinks += room_E[k] > 0
+    num_settled = 0
+    while sinks > 0:
+        node = -1
+        for k in range(num_experts):
+            if open_E[k] and (node < 0 or distance_E[k] < distance_E[node]):
+                node = k
+        if node < 0 or distance_E[node] >= UNREACHED:
+            break
+        open_E[node] = False
+        settled_E[num_settled] = node
+        num_settled += 1
+        sinks -= room_E[node] > 0
+        base = distance_E[node] + price_E[node]
+        for j in range(num_experts):
+            through = base + cost_EE[node, j] - price_E[j]
+            if cost_EE[node, j] < UNREACHED and through < distance_E[j]:
+                distance_E[j] = through
+                parent_E[j] = node
+    return num_settled
+
+
+@njit(**_JIT)
+def _path_capacity(sink, parent_E, cost_EE, from_EE, to_EE, price_E, room_E, unit, units_N):  # type: ignore[no-untyped-def]
+    """Units the tree path to `sink` can carry: 0 if an arc has lost its tight witness or the source its surplus."""
+    amount = room_E[sink]
+    node = sink
+    while parent_E[node] >= 0:
+        before = parent_E[node]
+        if cost_EE[before, node] >= UNREACHED or cost_EE[before, node] + price_E[before] - price_E[node] != 0:
+            return 0
+        amount = min(amount, units_N[from_EE[before, node]], unit - units_N[to_EE[before, node]])
+        node = before
+    return max(0, min(amount, -room_E[node]))
+
+
+@njit(**_JIT)
+def _push(  # type: ignore[no-untyped-def]
+    sink, amount, parent_E, start_R, by_expert_N, start_E, row_N, expert_N, score_N, unit,
+    units_N, cost_EE, from_EE, to_EE, room_E,
+):  # fmt: skip
+    """Send `amount` units down the tree path to `sink` and mend the arcs of the rows that moved."""
+    moved = np.empty((parent_E.size, 2), np.int64)
+    length = 0
+    node = sink
+    while parent_E[node] >= 0:
+        before = parent_E[node]
+        moved[length, 0] = from_EE[before, node]
+        moved[length, 1] = to_EE[before, node]
+        length += 1
+        node = before
+    room_E[sink] -= amount
+    room_E[node] += amount
+    for step in range(length):
+        units_N[moved[step, 0]] -= amount
+        units_N[moved[step, 1]] += amount
+    for step in range(length):
+        left, taken = moved[step]
+        row = row_N[left]
+        _offer_from(taken, start_R, row, expert_N, score_N, unit, units_N, cost_EE, from_EE, to_EE)
+        for n in range(start_R[row], start_R[row + 1]):
+            if units_N[n] > 0:
+                _offer(n, left, expert_N, score_N, cost_EE, from_EE, to_EE)
+    for step in range(length):
+        left, taken = moved[step]
+        row = row_N[left]
+        for n in range(start_R[row], start_R[row + 1]):
+            if from_EE[expert_N[left], expert_N[n]] == left and units_N[left] == 0:
+                _find_witness(
+                    left, n, by_expert_N, start_E, start_R, row_N, expert_N, score_N, unit, units_N,
+                    cost_EE, from_EE, to_EE,
+                )  # fmt: skip
+            if to_EE[expert_N[n], expert_N[taken]] == taken and units_N[taken] == unit:
+                _find_witness(
+                    n, taken, by_expert_N, start_E, start_R, row_N, expert_N, score_N, unit, units_N,
+                    cost_EE, from_EE, to_EE,
+                )  # fmt: skip
+
+
+@njit(**_JIT)
+def _offer_from(n, start_R, row, expert_N, score_N, unit, units_N, cost_EE, from_EE, to_EE):  # type: ignore[no-untyped-def]
+    """Offer every move of units away from entry n inside its row."""
+    for m in range(start_R[row], start_R[row + 1]):
+        if m != n and units_N[m] < unit:
+            _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+
+
+@njit(**_JIT)
+def _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE):  # type: ignore[no-untyped-def]
+    """Make the move of units from entry n to entry m the arc's witness if it is the cheapest so far."""
+    k = expert_N[n]
+    j = expert_N[m]
+    cost = score_N[n] - score_N[m]
+    if k != j and cost < cost_EE[k, j]:
+        cost_EE[k, j] = cost
+        from_EE[k, j] = n
+        to_EE[k, j] = m
+
+
+@njit(**_JIT)
+def _find_witness(  # type: ignore[no-untyped-def]
+    lost_from, lost_to, by_expert_N, start_E, start_R, row_N, expert_N, score_N, unit, units_N,
+    cost_EE, from_EE, to_EE,
+):  # fmt: skip
+    """Replace an arc's lost witness by the cheapest other row; one just as cheap ends the search at once."""
+    k = expert_N[lost_from]
+    j = expert_N[lost_to]
+    lost_cost = cost_EE[k, j]
+    cost_EE[k, j] = UNREACHED
+    from_EE[k, j] = -1
+    to_EE[k, j] = -1
+    entries_N = by_expert_N[start_E[k] : start_E[k + 1]]
+    first = np.searchsorted(entries_N, lost_from)
+    for turn in range(entries_N.size):
+        n = entries_N[(first + turn) % entries_N.size]
+        if units_N[n] == 0:
+            continue
+        row = row_N[n]
+        for m in range(start_R[row], start_R[row + 1]):
+            if expert_N[m] == j and units_N[m] < unit:
+                _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+        if cost_EE[k, j] == lost_cost:
+            return

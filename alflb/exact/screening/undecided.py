@@ -1,0 +1,140 @@
+"""Stages 2 to 4: keep the undecided entries, settle them exactly in integers.
+
+Screening reads all scores once and splits the picks of each token, given a guess of the bias with a window for
+each expert, into certain ones and undecided ones. The undecided entries of the undecided tokens are a small sparse
+problem with the same E prices, and from here on everything is integer: quantile steps on all of them bring the
+loads within about one token of the targets, and shortest augmenting paths finish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.exact.screening import flow_kernels, row_kernels
+from alflb.exact.screening.guess import BiasGuess
+from alflb.exact.screening.sources import ScoreSource
+from alflb.exact.screening.units import Grid
+from alflb.problem import FloatArray
+
+IntArray = NDArray[np.int64]
+
+_GUARD = 16
+"""Roundings of the scores' dtype by which windows are widened, since screening adds biases in that dtype."""
+
+
+@dataclass(frozen=True, eq=False)
+class Undecided:
+    """Rows of a sparse matrix: tokens with picks left to make, and the experts they may choose from.
+
+    Every row has at least one pick left and more entries than picks.
+    """
+
+    token_R: IntArray
+    picks_R: NDArray[np.int32]
+    start_R: IntArray
+    """Row r owns entries start_R[r] to start_R[r + 1]; one more number than rows."""
+    expert_N: NDArray[np.int32]
+    score_N: IntArray
+
+    def rows(self, keep_R: NDArray[np.bool_]) -> Undecided:
+        """The matrix of the rows kept."""
+        length_R = np.diff(self.start_R)
+        keep_N = np.repeat(keep_R, length_R)
+        start_R = np.concatenate([[0], np.cumsum(length_R[keep_R])])
+        return Undecided(
+            self.token_R[keep_R], self.picks_R[keep_R], start_R, self.expert_N[keep_N], self.score_N[keep_N]
+        )
+
+    def boundaries(self, price_E: IntArray) -> tuple[IntArray, IntArray]:
+        """A and B of every row: its last priced score that is picked, and the first that is not."""
+        last_in_R, first_out_R = np.empty_like(self.token_R), np.empty_like(self.token_R)
+        flow_kernels.row_boundaries(
+            self.start_R, self.picks_R, self.expert_N, self.score_N, price_E, last_in_R, first_out_R
+        )
+        return last_in_R, first_out_R
+
+    def by_expert(self, num_experts: int) -> tuple[IntArray, IntArray, IntArray]:
+        """Entries ordered by expert, where each expert's begin, and the row of each entry."""
+        by_expert_N = np.argsort(self.expert_N, kind="stable")
+        counts_E = np.bincount(self.expert_N, minlength=num_experts)
+        row_N = np.repeat(np.arange(len(self.token_R)), np.diff(self.start_R))
+        return by_expert_N, np.concatenate([[0], np.cumsum(counts_E)]), row_N
+
+    def assign(
+        self, price_E: IntArray, boundaries: tuple[IntArray, IntArray], room_E: IntArray, unit: int
+    ) -> tuple[IntArray, IntArray]:
+        """Units of each entry when every row takes its best, ties by room; and the room that is left."""
+        units_N, room_E = np.empty_like(self.score_N), room_E.copy()
+        flow_kernels.assign(
+            self.start_R, self.picks_R, self.expert_N, self.score_N, price_E, *boundaries, unit, room_E, units_N
+        )
+        return units_N, room_E
+
+
+def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
+    """Read all scores once: the undecided rows, and the certain picks of each expert (tokens)."""
+    certain_E = np.zeros(source.num_experts, dtype=np.int64)
+    dtype = source.dtype
+    bias_E = guess.bias_E.astype(dtype)
+    width_E = (guess.width_E + _GUARD * np.finfo(dtype).eps * source.largest).astype(dtype)
+    parts = [_screen_chunk(first, rows, bias_E, width_E, top_k, grid, certain_E) for first, rows in source.chunks()]
+    lengths = np.concatenate([part.start_R[1:] - part.start_R[:-1] for part in parts])
+    undecided = Undecided(
+        np.concatenate([part.token_R for part in parts]),
+        np.concatenate([part.picks_R for part in parts]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate([part.expert_N for part in parts]),
+        np.concatenate([part.score_N for part in parts]),
+    )
+    return undecided, certain_E
+
+
+def _screen_chunk(
+    first: int,
+    scores_CE: FloatArray,
+    bias_E: FloatArray,
+    width_E: FloatArray,
+    top_k: int,
+    grid: Grid,
+    certain_E: IntArray,
+) -> Undecided:
+    token_R = np.empty(len(scores_CE), np.int64)
+    picks_R, end_R = np.empty(len(scores_CE), np.int32), np.empty(len(scores_CE), np.int64)
+    expert_N = np.empty(scores_CE.size, np.int32)
+    num_rows, num_entries = row_kernels.collect_undecided(
+        scores_CE,
+        bias_E,
+        width_E,
+        top_k,
+        certain_E,
+        token_R,
+        picks_R,
+        end_R,
+        expert_N,
+    )
+    token_R, picks_R, end_R = token_R[:num_rows], picks_R[:num_rows].copy(), end_R[:num_rows]
+    expert_N = expert_N[:num_entries].copy()
+    score_N = np.empty(num_entries, np.int64)
+    row_kernels.quantise_entries(scores_CE, token_R, end_R, expert_N, grid.per_unit, score_N)
+    return Undecided(token_R + first, picks_R, np.concatenate([[0], end_R]), expert_N, score_N)
+
+
+def list_all(source: ScoreSource, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
+    """Screening switched off: every pair that is allowed is undecided, save where a token has no choice."""
+    allowed_TE = np.concatenate([rows > -np.inf for _, rows in source.chunks()])
+    score_TE = np.concatenate([np.rint(rows.astype(np.float64) * grid.per_unit) for _, rows in source.chunks()])
+    free_T = np.count_nonzero(allowed_TE, axis=1) > top_k
+    certain_E = np.count_nonzero(allowed_TE[~free_T], axis=0)
+    allowed_TE &= free_T[:, None]
+    token_R = np.flatnonzero(free_T)
+    undecided = Undecided(
+        token_R,
+        np.full(len(token_R), top_k, np.int32),
+        np.concatenate([[0], np.cumsum(np.count_nonzero(allowed_TE[free_T], axis=1))]),
+        np.nonzero(allowed_TE)[1].astype(np.int32),
+        score_TE[allowed_TE].astype(np.int64),
+    )
+    return undecided, certain_E
