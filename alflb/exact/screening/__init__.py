@@ -16,7 +16,7 @@ def certify(source, grid, top_k, unit, target_U, found, experts_TK):
     split = np.empty((found.rows.expert_N.size + top_k*found.rows.token_R.size if unit>1 else 0, 3), np.int64)
     n=0; total=0.; lossless=True
     for first, rows in source.chunks():
-        v, ll, m, ok = row_kernels.certify_rows(rows, grid.per_unit, found.price_E, top_k, unit, first, found.rows.token_R, found.rows.start_R,
+        v, ll, m, ok = row_kernels.certify_rows(rows, grid.per_unit, row_kernels.padded(found.price_E, row_kernels.num_lanes(top_k)), top_k, row_kernels.num_lanes(top_k), unit, first, found.rows.token_R, found.rows.start_R,
             found.rows.expert_N, found.units_N, load, experts_TK[first:first+len(rows)], split[n:])
         n+=m; total+=v; lossless &= ll
         if not ok: return None
@@ -43,9 +43,10 @@ def solve_source(source, top_k, target_E, bias_E=None, verbose=False):
         room = target_U - certain*unit
         say('screen rows',len(und.token_R),'entries',len(und.expert_N), 'room', room.min())
         f = settle(und, grid.prices(g.bias_E), room, unit)
-        say('settled', f is not None)
-        if f is None:
-            g = BiasGuess(g.bias_E, g.width_E*4); continue
+        say('settled', f.is_balanced)
+        if not f.is_balanced:
+            lim=und.expert_N; cnt=np.bincount(lim,minlength=E)*unit; bad=(room<0)|(room>cnt)
+            g = BiasGuess(grid.bias(f.price_E), np.where(bad|~bad.any(), 4*g.width_E, 1.5*g.width_E)); continue
         c = certify(source, grid, top_k, unit, target_U, f, experts_TK)
         say('certified', c is not None)
         if c is not None:

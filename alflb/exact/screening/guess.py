@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.exact.screening.row_kernels import BINS, count_margins
+from alflb.exact.screening.row_kernels import BINS, count_margins, num_lanes, padded
 from alflb.problem import FloatArray
 
 _DAMPING = 0.85
 """1 oscillates between two experts, 0.5 is slow."""
 _FIRST_ROWS = 512
 _GROWTH = 4
-_MOST_STEPS = 20
+_MOST_STEPS = 12
 _WIDEN = 4.0
 """Growth of a window that missed its quantile."""
 _SETTLED = 1.5
@@ -61,9 +61,10 @@ def guess_bias(
     bias_E : array, shape (E,)
         Where to start.
     span : float
-        Upper bound of the score differences inside a row; the first window.
+        Upper bound of the score differences inside a row; the first window, and the widest.
     """
     num_rows = len(sample_ME)
+    narrowest = np.finfo(sample_ME.dtype).eps * span
     width_E = np.full(len(bias_E), span)
     rows = min(num_rows, _FIRST_ROWS)
     while True:
@@ -72,9 +73,10 @@ def guess_bias(
             step = quantile_step(part, top_k, share_E * rows, bias_E, width_E)
             bias_E = bias_E - _DAMPING * step.shift_E
             bias_E = bias_E - bias_E.mean()
-            usual_E = 4.0 * step.noise_E + 2.5 * np.median(step.noise_E)
-            width_E = np.where(step.missed_E, _WIDEN * width_E, usual_E)
-            if not step.missed_E.any() and np.mean(np.abs(step.shift_E) / step.noise_E) < _SETTLED:
+            noise_E = np.maximum(step.noise_E, narrowest)
+            usual_E = 4.0 * noise_E + 2.5 * np.median(noise_E)
+            width_E = np.clip(np.where(step.missed_E, _WIDEN * width_E, usual_E), narrowest, span)
+            if not step.missed_E.any() and np.mean(np.abs(step.shift_E) / noise_E) < _SETTLED:
                 break
         if rows == num_rows:
             return BiasGuess(bias_E, width_E)
@@ -88,21 +90,28 @@ def quantile_step(
     bias_E: NDArray[np.float64],
     width_E: NDArray[np.float64],
 ) -> QuantileStep:
-    """Read the rank-th largest margin of each expert off a histogram on [-width, width]."""
-    counts_EB = np.zeros((len(bias_E), BINS + 1), dtype=np.int64)
-    dtype = scores_ME.dtype
-    count_margins(scores_ME, bias_E.astype(dtype), width_E.astype(dtype), top_k, counts_EB)
-    above_EB = np.cumsum(counts_EB[:, ::-1], axis=1)  # column b: margins above bin BINS - b's lower edge
-    wanted_E1 = np.maximum(rank_E, 0.5)[:, None]
-    column_E = np.sum(above_EB < wanted_E1, axis=1)
+    """Read the rank-th largest margin of each expert, and its confidence interval, off a histogram."""
+    counts_EB = np.zeros((len(bias_E), BINS + 2), dtype=np.int64)
+    dtype, lanes = scores_ME.dtype, num_lanes(top_k)
+    bias_P, width_P = padded(bias_E.astype(dtype), lanes), padded(width_E.astype(dtype), lanes)
+    count_margins(scores_ME, bias_P, width_P, top_k, lanes, counts_EB)
+    rank_E = np.maximum(rank_E, 0.5)
+    spread_E = 2.0 * np.sqrt(rank_E)
+    shift_E, missed_E = _margin_of_rank(counts_EB, width_E, rank_E)
+    high_E, _ = _margin_of_rank(counts_EB, width_E, rank_E - spread_E)
+    low_E, _ = _margin_of_rank(counts_EB, width_E, rank_E + spread_E)
+    return QuantileStep(shift_E, (high_E - low_E) / 4.0, missed_E)
+
+
+def _margin_of_rank(
+    counts_EB: NDArray[np.int64], width_E: NDArray[np.float64], rank_E: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The rank-th largest margin by interpolation inside its bin; the window's end and True if it is outside."""
+    from_top_EB = counts_EB[:, BINS::-1]
+    reached_EB = np.cumsum(from_top_EB, axis=1)  # column b: margins above the window or in its b highest bins
+    column_E = np.sum(reached_EB < rank_E[:, None], axis=1)
     missed_E = (column_E == 0) | (column_E > BINS)
-    column_E = np.clip(column_E, 1, BINS)
-    expert_E = np.arange(len(bias_E))
-    before_E = above_EB[expert_E, column_E - 1]
-    inside_E = counts_EB[expert_E, BINS - column_E]
-    bin_E = 2.0 * width_E / BINS
-    part_E = np.clip((wanted_E1[:, 0] - before_E) / np.maximum(inside_E, 1), 0.0, 1.0)
-    shift_E = width_E - bin_E * (column_E - 1 + part_E)
-    around_E = np.stack([counts_EB[expert_E, np.clip(BINS - column_E + d, 0, BINS - 1)] for d in (-1, 0, 1)]).mean(0)
-    density_E = np.maximum(around_E, 0.5) / bin_E
-    return QuantileStep(shift_E, np.sqrt(wanted_E1[:, 0]) / density_E, missed_E)
+    expert_E, column_E = np.arange(len(rank_E)), np.clip(column_E, 1, BINS)
+    into_bin_E = (rank_E - reached_EB[expert_E, column_E - 1]) / np.maximum(from_top_EB[expert_E, column_E], 1)
+    bins_down_E = column_E - 1 + np.clip(into_bin_E, 0.0, 1.0)
+    return width_E * (1.0 - 2.0 * bins_down_E / BINS), missed_E

@@ -5,54 +5,90 @@ k is among the K best and ``biased - A`` otherwise: by so much may the bias of k
 token drops k (picks it up).
 
 All loops find A and B alike. The row goes to a buffer padded to whole vectors. The maxima of the buffer's *lanes*
-(positions equal modulo `lanes`) come first, since they vectorise: B cannot be below the (K+1)-th largest of them.
-The few entries within reach of that bound, the *survivors*, are then ranked by counting.
+(positions equal modulo the number of lanes) come first: B cannot be below the (K+1)-th largest of them. The few
+entries within reach of that bound, the *survivors*, are then ranked by counting.
 
-The functions call each other, so they stand in one file: numba's cache does not look across files.
+Biases and widths come padded to whole lanes (`padded`). The functions call each other, so they stand in one file:
+numba's cache does not look across files.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
+
+from alflb.exact.screening.vectors import (
+    WIDTH,
+    add,
+    at_least,
+    larger,
+    least_element,
+    load,
+    lowest_bit,
+    no_ranks,
+    off_grid,
+    rank_against,
+    smaller_if,
+    splat,
+    store,
+    to_grid,
+)
 
 BINS = 32
-"""Bins of a margin histogram; one more counts the margins above the window."""
+"""Bins of a margin histogram; one more counts the margins above the window, another those below."""
 
 FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
 
-_VECTOR = 16
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
+def num_lanes(top_k: int) -> int:
+    """Whole vectors, and some more lanes than the K + 1 that are wanted."""
+    return WIDTH * -(-3 * (top_k + 1) // (2 * WIDTH))
+
+
+def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
+    """The values followed by zeros, in whole lanes."""
+    return np.pad(values_E, (0, -len(values_E) % lanes))
+
+
 @njit(**_JIT)
-def count_margins(scores_TE, bias_E, width_E, top_k, counts_EB):  # type: ignore[no-untyped-def]
-    """Add the margins of all rows to histograms: BINS equal bins on [-width, width], then one for those above."""
+def count_margins(scores_TE, bias_P, width_P, top_k, lanes, counts_EB):  # type: ignore[no-untyped-def]
+    """Add the margins of all rows to histograms: BINS equal bins on [-width, width], then those above, then (some of) those below."""
     num_tokens, num_experts = scores_TE.shape
-    lanes, padded = _shape(num_experts, top_k)
-    biased = np.full(padded, -np.inf, scores_TE.dtype)
-    lane_best = np.empty(lanes, scores_TE.dtype)
-    value = np.empty(padded + _VECTOR, scores_TE.dtype)
-    rank = np.empty(padded + _VECTOR, np.int32)
-    near = np.empty(padded, np.int32)
-    bins_per_unit_E = (BINS / 2) / width_E
+    flat = scores_TE.reshape(-1)
+    biased = np.full(bias_P.size, -np.inf, flat.dtype)
+    lane_best = np.empty(lanes, flat.dtype)
+    value = np.empty(bias_P.size + WIDTH, flat.dtype)
+    near = np.empty(bias_P.size, np.int64)
+    bins_per_unit_P = flat.dtype.type(BINS / 2) / width_P
     for token in range(num_tokens):
-        for k in range(num_experts):
-            biased[k] = scores_TE[token, k] + bias_E[k]
-        num_near = _survivors(biased, width_E, top_k, lane_best, rank, near, value, -np.inf)
-        last_in, first_out = _boundary(value, rank, num_near, top_k)
-        for n in range(num_near):
+        _add_bias(flat, token * num_experts, num_experts, bias_P, biased)
+        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, biased.dtype.type(-np.inf), biased.dtype.type(np.inf))
+        last_in, first_out = _boundary(value, count + 1, top_k, biased.dtype.type(np.inf))
+        for n in range(count):
             k = near[n]
             margin = value[n] - (first_out if value[n] >= last_in else last_in)
-            if margin > width_E[k]:
-                counts_EB[k, BINS] += 1
-            elif margin >= -width_E[k]:
-                counts_EB[k, min(BINS - 1, int((margin + width_E[k]) * bins_per_unit_E[k]))] += 1
+            place = (margin + width_P[k]) * bins_per_unit_P[k]
+            counts_EB[k, int(min(place, BINS)) if place >= 0 else BINS + 1] += 1
 
 
 @njit(**_JIT)
-def collect_undecided(scores_TE, bias_E, width_E, top_k, certain_E, token_R, picks_R, end_R, expert_N):  # type: ignore[no-untyped-def]
+def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-untyped-def]
+    """The biased scores of one row; the pads are left as they are."""
+    whole = num_experts - num_experts % WIDTH
+    for k in range(0, whole, WIDTH):
+        store(biased, k, add(load(flat, start + k), load(bias_P, k)))
+    for k in range(whole, num_experts):
+        biased[k] = flat[start + k] + bias_P[k]
+
+
+@njit(**_JIT)
+def collect_undecided(scores_TE, bias_P, width_P, top_k, lanes, certain_E, token_R, picks_R, end_R, expert_N):  # type: ignore[no-untyped-def]
     """Split the picks of each row into certain ones, counted in `certain_E`, and undecided ones, listed.
 
     An entry with margin above its width is a certain pick; below minus its width, certainly none. A row with
@@ -60,28 +96,26 @@ def collect_undecided(scores_TE, bias_E, width_E, top_k, certain_E, token_R, pic
     experts. Returns the numbers of rows and entries written.
     """
     num_tokens, num_experts = scores_TE.shape
-    lanes, padded = _shape(num_experts, top_k)
-    biased = np.full(padded, -np.inf, scores_TE.dtype)
-    lane_best = np.empty(lanes, scores_TE.dtype)
-    value = np.empty(padded + _VECTOR, scores_TE.dtype)
-    rank = np.empty(padded + _VECTOR, np.int32)
-    near = np.empty(padded, np.int32)
+    flat = scores_TE.reshape(-1)
+    biased = np.full(bias_P.size, -np.inf, flat.dtype)
+    lane_best = np.empty(lanes, flat.dtype)
+    value = np.empty(bias_P.size + WIDTH, flat.dtype)
+    near = np.empty(bias_P.size, np.int64)
     num_rows = 0
     num_entries = 0
     for token in range(num_tokens):
-        for k in range(num_experts):
-            biased[k] = scores_TE[token, k] + bias_E[k]
-        num_near = _survivors(biased, width_E, top_k, lane_best, rank, near, value, -np.inf)
-        last_in, first_out = _boundary(value, rank, num_near, top_k)
+        _add_bias(flat, token * num_experts, num_experts, bias_P, biased)
+        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, biased.dtype.type(-np.inf), biased.dtype.type(np.inf))
+        last_in, first_out = _boundary(value, count + 1, top_k, biased.dtype.type(np.inf))
         picks = top_k
         start = num_entries
-        for n in range(num_near):
+        for n in range(count):
             k = near[n]
             margin = value[n] - (first_out if value[n] >= last_in else last_in)
-            if margin > width_E[k]:
+            if margin > width_P[k]:
                 certain_E[k] += 1
                 picks -= 1
-            elif margin >= -width_E[k]:
+            elif margin >= -width_P[k]:
                 expert_N[num_entries] = k
                 num_entries += 1
         if picks == num_entries - start:
@@ -115,71 +149,50 @@ def _quantised(score, per_unit):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _shape(num_experts, top_k):  # type: ignore[no-untyped-def]
-    """Lanes (whole vectors, and some more than the K + 1 wanted) and the row buffer's length in whole lanes."""
-    lanes = _VECTOR * -(-3 * (top_k + 1) // (2 * _VECTOR))
-    return lanes, lanes * -(-num_experts // lanes)
-
-
-@njit(**_JIT)
-def _survivors(biased, width_E, top_k, lane_best, rank, near, value, lowest):  # type: ignore[no-untyped-def]
+def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest, highest):  # type: ignore[no-untyped-def]
     """List the experts that may be among the K + 1 best or have a margin of at least -width, with their values."""
     lanes = lane_best.size
-    for lane in range(lanes):
-        lane_best[lane] = biased[lane]
-    for start in range(lanes, biased.size, lanes):
-        for lane in range(lanes):
-            here = biased[start + lane]
-            best = lane_best[lane]
-            lane_best[lane] = here if here > best else best
-    bound = _ranked(lane_best, rank, lanes, top_k)
+    for lane in range(0, lanes, WIDTH):
+        best = load(biased, lane)
+        for start in range(lane + lanes, biased.size, lanes):
+            best = larger(best, load(biased, start))
+        store(lane_best, lane, best)
+    _, bound = _boundary(lane_best, lanes, top_k, highest)
     count = 0
-    for k in range(width_E.size):
-        near[count] = k
-        count += biased[k] + width_E[k] >= bound
-    for n in range(count):
-        value[n] = biased[near[n]]
-    for n in range(count, _VECTOR * (1 + count // _VECTOR)):
-        value[n] = lowest
+    for first in range(0, num_experts, 64):
+        bits = np.uint64(0)
+        for start in range(first, min(first + 64, biased.size), WIDTH):
+            bits |= at_least(add(load(biased, start), load(width, start)), bound) << np.uint64(start - first)
+        if num_experts - first < 64:
+            bits &= (np.uint64(1) << np.uint64(num_experts - first)) - np.uint64(1)
+        while bits != 0:
+            k = first + lowest_bit(bits)
+            bits &= bits - np.uint64(1)
+            near[count] = k
+            value[count] = biased[k]
+            count += 1
+    store(value, count, splat(lowest))
     return count
 
 
 @njit(**_JIT)
-def _boundary(value, rank, count, top_k):  # type: ignore[no-untyped-def]
-    """The K-th and (K+1)-th largest of the first `count` values, which pads at the lowest value follow."""
-    padded = _VECTOR * (1 + count // _VECTOR)
-    first_out = _ranked(value, rank, padded, top_k)
-    last_in = value[0]
-    found = False
-    for n in range(count):
-        if rank[n] < top_k and (not found or value[n] < last_in):
-            last_in = value[n]
-            found = True
-    return last_in, first_out
-
-
-@njit(**_JIT)
-def _ranked(value, rank, count, above):  # type: ignore[no-untyped-def]
-    """The least value that at most `above` of the first `count` values exceed; leaves those numbers in `rank`."""
-    for n in range(count):
-        rank[n] = 0
-    for m in range(count):
-        pivot = value[m]
+def _boundary(value, count, top_k, highest):  # type: ignore[no-untyped-def]
+    """The K-th and (K+1)-th largest of the first `count` values; pads at the lowest value follow them."""
+    last_in = splat(highest)
+    first_out = splat(highest)
+    for start in range(0, count + 1, WIDTH):
+        here = load(value, start)
+        rank = no_ranks()
         for n in range(count):
-            rank[n] += pivot > value[n]
-    best = value[0]
-    found = False
-    for n in range(count):
-        if rank[n] <= above and (not found or value[n] < best):
-            best = value[n]
-            found = True
-    return best
-
+            rank = rank_against(rank, here, value[n])
+        last_in = smaller_if(last_in, here, rank, top_k - 1)
+        first_out = smaller_if(first_out, here, rank, top_k)
+    return least_element(last_in), least_element(first_out)
 
 
 @njit(**_JIT)
 def certify_rows(  # type: ignore[no-untyped-def]
-    scores_TE, per_unit, price_E, top_k, unit, first_token, token_R, start_R, expert_N, units_N,
+    scores_TE, per_unit, price_P, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
     load_E, experts_TK, split_S3,
 ):  # fmt: skip
     """Re-derive every row's assignment from integer scores and prices, and add it up.
@@ -193,45 +206,49 @@ def certify_rows(  # type: ignore[no-untyped-def]
     scores were multiples of the quantum, the number of splits, and whether each row made exactly K picks.
     """
     num_tokens, num_experts = scores_TE.shape
-    lanes, padded = _shape(num_experts, top_k)
-    biased = np.full(padded, FORBIDDEN, np.int64)
+    flat = scores_TE.reshape(-1)
+    biased = np.full(price_P.size, FORBIDDEN, np.int64)
     lane_best = np.empty(lanes, np.int64)
-    value = np.empty(padded + _VECTOR, np.int64)
-    rank = np.empty(padded + _VECTOR, np.int64)
-    near = np.empty(padded, np.int32)
-    share = np.empty(padded, np.int64)
-    exact_E = np.zeros(num_experts, np.int64)
+    value = np.empty(price_P.size + WIDTH, np.int64)
+    near = np.empty(price_P.size, np.int64)
+    share = np.empty(price_P.size, np.int64)
+    no_width_P = np.zeros(price_P.size, np.int64)
     listed = np.searchsorted(token_R, first_token)
     total = 0.0
-    lossless = True
+    off = np.uint64(0)
     num_splits = 0
     for token in range(num_tokens):
-        for k in range(num_experts):
-            scaled = np.float64(scores_TE[token, k]) * per_unit
-            whole = np.rint(scaled)
-            lossless &= whole == scaled
-            biased[k] = np.int64(whole) + price_E[k] if scaled > -np.inf else FORBIDDEN
-        num_near = _survivors(biased, exact_E, top_k, lane_best, rank, near, value, FORBIDDEN)
-        last_in, first_out = _boundary(value, rank, num_near, top_k)
+        start = token * num_experts
+        whole = num_experts - num_experts % WIDTH
+        for k in range(0, whole, WIDTH):
+            scores = load(flat, start + k)
+            off |= off_grid(scores, per_unit)
+            store(biased, k, add(to_grid(scores, per_unit, FORBIDDEN), load(price_P, k)))
+        for k in range(whole, num_experts):
+            score = np.float64(flat[start + k]) * per_unit
+            off |= np.uint64(np.rint(score) != score)
+            biased[k] = _quantised(flat[start + k], per_unit) + price_P[k]
+        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
+        last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
         while listed < token_R.size and token_R[listed] < first_token + token:
             listed += 1
         row = listed if listed < token_R.size and token_R[listed] == first_token + token else -1
         left = top_k * unit
         whole_picks = True
-        for n in range(num_near):
+        for n in range(count):
             share[n] = unit if value[n] > last_in or (value[n] == last_in and last_in > first_out) else 0
             if row >= 0 and value[n] == last_in == first_out:
                 share[n] = _listed_units(row, near[n], start_R, expert_N, units_N)
                 whole_picks &= share[n] == 0 or share[n] == unit
             left -= share[n]
-        for n in range(num_near):
+        for n in range(count):
             if left > 0 and value[n] == last_in and row < 0:
                 share[n] = unit
                 left -= unit
         if left != 0:
-            return total, lossless, num_splits, False
+            return total, off == 0, num_splits, False
         pick = 0
-        for n in range(num_near):
+        for n in range(count):
             if share[n] == 0:
                 continue
             load_E[near[n]] += share[n]
@@ -244,7 +261,7 @@ def certify_rows(  # type: ignore[no-untyped-def]
             elif experts_TK.shape[0] > 0:
                 experts_TK[token, pick] = near[n]
                 pick += 1
-    return total, lossless, num_splits, True
+    return total, off == 0, num_splits, True
 
 
 @njit(**_JIT)

@@ -26,10 +26,12 @@ class Settlement(NamedTuple):
     """All rows whose picks the prices alone do not decide, and some that they do."""
     units_N: IntArray
     """Units of each entry of `rows`."""
+    is_balanced: bool
+    """False when the undecided entries do not allow balance; the prices are then merely better than before."""
 
 
-def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement | None:
-    """Fill the experts' room exactly at least loss; None when the undecided entries do not allow it."""
+def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
+    """Fill the experts' room exactly at least loss, if the undecided entries allow it."""
     price_E = quantile_descent(undecided, price_E, room_E, unit)
     return reroute_closest(undecided, price_E, room_E, unit)
 
@@ -56,7 +58,7 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
         price_E = price_E - np.rint(0.85 * step_E).astype(np.int64)
 
 
-def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement | None:
+def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
     """Shortest augmenting paths over the rows closest to a tie, over more of them until the rest agrees."""
     num_rows = len(undecided.token_R)
     count = _ROWS_PER_EXPERT * len(price_E)
@@ -80,7 +82,7 @@ def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, u
         if done and flow_kernels.rows_hold(
             rest.start_R, rest.expert_N, rest.score_N, unit, units_N[~close_N], moved_E
         ):
-            return Settlement(moved_E, close, close_units_N)
+            return Settlement(moved_E, close, close_units_N, True)
         if close_R.all():
-            return None
+            return Settlement(price_E, close, close_units_N, False)
         price_E, count = moved_E, 4 * count

@@ -78,9 +78,11 @@ def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tup
     """Read all scores once: the undecided rows, and the certain picks of each expert (tokens)."""
     certain_E = np.zeros(source.num_experts, dtype=np.int64)
     dtype = source.dtype
-    bias_E = guess.bias_E.astype(dtype)
-    width_E = (guess.width_E + _GUARD * np.finfo(dtype).eps * source.largest).astype(dtype)
-    parts = [_screen_chunk(first, rows, bias_E, width_E, top_k, grid, certain_E) for first, rows in source.chunks()]
+    lanes = row_kernels.num_lanes(top_k)
+    bias_P = row_kernels.padded(guess.bias_E.astype(dtype), lanes)
+    width_E = guess.width_E + _GUARD * np.finfo(dtype).eps * source.largest
+    width_P = row_kernels.padded(width_E.astype(dtype), lanes)
+    parts = [_screen_chunk(first, rows, bias_P, width_P, top_k, lanes, grid, certain_E) for first, rows in source.chunks()]
     lengths = np.concatenate([part.start_R[1:] - part.start_R[:-1] for part in parts])
     undecided = Undecided(
         np.concatenate([part.token_R for part in parts]),
@@ -95,9 +97,10 @@ def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tup
 def _screen_chunk(
     first: int,
     scores_CE: FloatArray,
-    bias_E: FloatArray,
-    width_E: FloatArray,
+    bias_P: FloatArray,
+    width_P: FloatArray,
     top_k: int,
+    lanes: int,
     grid: Grid,
     certain_E: IntArray,
 ) -> Undecided:
@@ -106,9 +109,10 @@ def _screen_chunk(
     expert_N = np.empty(scores_CE.size, np.int32)
     num_rows, num_entries = row_kernels.collect_undecided(
         scores_CE,
-        bias_E,
-        width_E,
+        bias_P,
+        width_P,
         top_k,
+        lanes,
         certain_E,
         token_R,
         picks_R,

@@ -6,7 +6,8 @@ nearly all float32 ones are, lose nothing; others are rounded to the nearest mul
 value by at most T K quantum / 2.
 
 **Loads.** Integral optima exist when targets are whole numbers of tokens. Other targets are counted in units:
-E / gcd(E, K T) units to a pick make exact balance whole, and 2^30 serve targets of no common denominator.
+E / gcd(E, K T) units to a pick make exact balance whole; targets of no common denominator are rounded to a unit
+far below their own rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _WORD_BITS = 58
 _MANTISSA_BITS = 53
 _FINEST_SCALE = 1000
 """Largest exponent of 1 / quantum that float64 holds with room to spare."""
-_SHARE_BITS = 30
+_SHARE_BITS = 50
+_LOAD_BITS = 60
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def target_units(target_E: NDArray[np.float64], num_tokens: int, top_k: int) -> 
         close = np.all(np.abs(target_E * unit - units_E) <= 1e-9 * np.maximum(1.0, units_E))
         if close and int(units_E.sum()) == picks * unit:
             return units_E.astype(np.int64), unit
-    unit = 2 ** min(_SHARE_BITS, 61 - picks.bit_length())
+    unit = 2 ** min(_SHARE_BITS, _LOAD_BITS - picks.bit_length())
     return _rounded(target_E * (unit * picks / target_E.sum()), picks * unit, num_tokens * unit), unit
 
 
