@@ -1,55 +1,84 @@
-"""placeholder"""
+r"""Our own exact solver, for many tokens and few experts (T >> E).
+
+The dual D(p) has only E unknowns, and near the optimal bias only tokens whose K-th and (K+1)-th choices are close
+can still change hands. So the scores are read a few times, and all hard work is done on a small remainder:
+
+1. **Guess** (`guess`): damped quantile steps on a sample give a bias, with a window around each expert's bias
+   that should hold the optimal one.
+2. **Screen** (`undecided`): one pass over all scores keeps the entries the windows leave undecided.
+3. **Descend** (`settle.quantile_descent`): exact quantile steps on those, now in integers.
+4. **Reroute** (`settle.reroute_closest`): shortest augmenting paths on the graph of E experts move the last
+   misplaced tokens, and fix the prices.
+5. **Certify** (`certificate`): one pass over all T x E pairs proves the result, in integers and without tolerance.
+
+Stages 1 to 4 only ever propose; if the certificate fails, windows are widened and 2 to 5 repeated (`solver`), at
+last without screening, when 3 and 4 solve the whole problem by themselves. Stage 4 ending without a path then
+proves that no balanced assignment exists.
+
+`units` says how scores and loads become integers, `sources` how arrays and batches look alike; compiled loops are
+in `row_kernels` (over rows of scores, with `vectors`) and `flow_kernels` (over undecided entries).
+"""
+
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from alflb.exact._solution import SolverError
-from alflb.exact.screening import row_kernels
-from alflb.exact.screening.guess import BiasGuess, guess_bias
-from alflb.exact.screening.settle import Settlement, settle
-from alflb.exact.screening.sources import ArraySource, ScoreSource
-from alflb.exact.screening.undecided import list_all, screen
-from alflb.exact.screening.units import Grid, target_units
+from alflb import duality
+from alflb.exact._solution import AssignmentSolution, Quantisation, Residuals
+from alflb.exact.batched import BatchedProblem
+from alflb.exact.screening.certificate import Certificate
+from alflb.exact.screening.solver import find_optimum
+from alflb.exact.screening.sources import ArraySource, BatchSource, ScoreSource
+from alflb.problem import AssignmentProblem, check_bias, check_target, check_top_k
 
-def certify(source, grid, top_k, unit, target_U, found, experts_TK):
-    load = np.zeros(source.num_experts, np.int64)
-    split = np.empty((found.rows.expert_N.size + top_k*found.rows.token_R.size if unit>1 else 0, 3), np.int64)
-    n=0; total=0.; lossless=True
-    for first, rows in source.chunks():
-        v, ll, m, ok = row_kernels.certify_rows(rows, grid.per_unit, row_kernels.padded(found.price_E, row_kernels.num_lanes(top_k)), top_k, row_kernels.num_lanes(top_k), unit, first, found.rows.token_R, found.rows.start_R,
-            found.rows.expert_N, found.units_N, load, experts_TK[first:first+len(rows)], split[n:])
-        n+=m; total+=v; lossless &= ll
-        if not ok: return None
-    if not (load==target_U).all(): return None
-    return total, lossless, split[:n]
 
-def solve_source(source, top_k, target_E, bias_E=None, verbose=False):
-    import time
-    t0=time.perf_counter()
-    def say(*a):
-        if verbose: print('%8.2f ms'%((time.perf_counter()-t0)*1e3), *a)
-    T,E=source.num_tokens, source.num_experts
-    target_U, unit = target_units(target_E, T, top_k)
-    grid = Grid.finest(source.largest, E)
-    say('start')
-    sample = source.sample(max(4096, T//8))
-    say('sample')
-    g = guess_bias(sample, top_k, target_E/T, np.zeros(E) if bias_E is None else bias_E, 2*source.largest or 1.0)
-    say('guess', np.median(g.width_E))
-    experts_TK=np.empty((T,top_k),np.int32)
-    for attempt in range(8):
-        if attempt<7: und, certain = screen(source, g, top_k, grid)
-        else: und, certain = list_all(source, top_k, grid)
-        room = target_U - certain*unit
-        say('screen rows',len(und.token_R),'entries',len(und.expert_N), 'room', room.min())
-        f = settle(und, grid.prices(g.bias_E), room, unit)
-        say('settled', f.is_balanced)
-        if not f.is_balanced:
-            lim=und.expert_N; cnt=np.bincount(lim,minlength=E)*unit; bad=(room<0)|(room>cnt)
-            g = BiasGuess(grid.bias(f.price_E), np.where(bad|~bad.any(), 4*g.width_E, 1.5*g.width_E)); continue
-        c = certify(source, grid, top_k, unit, target_U, f, experts_TK)
-        say('certified', c is not None)
-        if c is not None:
-            return c[0], grid.bias(f.price_E), experts_TK, c, attempt
-        g = BiasGuess(grid.bias(f.price_E), g.width_E*2)
-    raise SolverError('infeasible')
+def solve(problem: AssignmentProblem | BatchedProblem, bias_init: NDArray[np.float64] | None) -> AssignmentSolution:
+    """The certified optimum; batches get no plan, which could be larger than memory."""
+    if isinstance(problem, AssignmentProblem):
+        source: ScoreSource = ArraySource(problem)
+    else:
+        source = BatchSource(problem)
+    num_tokens, num_experts = source.num_tokens, source.num_experts
+    top_k = check_top_k(problem.top_k, num_experts)
+    target_E = check_target(problem.target_E, num_tokens, num_experts, top_k)
+    bias_E = np.zeros(num_experts) if bias_init is None else check_bias(bias_init, num_experts, name="bias_init")
+    in_memory = isinstance(problem, AssignmentProblem)
+
+    certificate, price_E, grid, unit = find_optimum(source, top_k, target_E, bias_E, keep_experts=in_memory)
+    bound = 0.0 if certificate.is_lossless else num_tokens * top_k * grid.quantum
+    load_E = certificate.load_E / unit
+    return AssignmentSolution(
+        method="screen",
+        value=certificate.value,
+        bias_E=duality.center(grid.bias(price_E)),
+        load_E=load_E,
+        plan=_plan(certificate, num_experts, unit) if in_memory else None,
+        dual_value=certificate.value + bound,
+        residuals=Residuals(
+            picks=0.0,
+            load=float(np.abs(load_E - target_E).max()),
+            bounds=0.0,
+            integrality=0.0,
+            slackness=0.0 if certificate.is_lossless else grid.quantum,
+        ),
+        quantisation=Quantisation(grid.quantum, certificate.is_lossless, 0.5 * bound),
+    )
+
+
+def _plan(certificate: Certificate, num_experts: int, unit: int) -> csr_array:
+    """The plan as a sparse matrix; one byte an entry when it is 0/1."""
+    num_tokens, top_k = certificate.experts_TK.shape
+    shape = (num_tokens, num_experts)
+    split_token_S, split_expert_S, split_units_S = certificate.split_S3.T
+    if len(split_token_S) == 0:
+        ones = np.ones(num_tokens * top_k, dtype=np.int8)
+        starts = np.arange(0, num_tokens * top_k + 1, top_k, dtype=np.int32 if ones.size < 2**31 else np.int64)
+        return csr_array((ones, certificate.experts_TK.reshape(-1), starts), shape=shape)
+    whole_T = np.ones(num_tokens, dtype=np.bool_)
+    whole_T[split_token_S] = False
+    tokens = np.concatenate([np.repeat(np.flatnonzero(whole_T), top_k), split_token_S])
+    experts = np.concatenate([certificate.experts_TK[whole_T].reshape(-1), split_expert_S])
+    shares = np.concatenate([np.ones(len(tokens) - len(split_token_S)), split_units_S / unit])
+    return csr_array((shares, (tokens, experts)), shape=shape)

@@ -19,6 +19,21 @@ _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit(**_JIT)
+def order_by_expert(start_R, expert_N, order_N, start_E, row_N):  # type: ignore[no-untyped-def]
+    """Counting sort: entries by expert (ascending), the place where each expert's begin, and each entry's row."""
+    for n in range(expert_N.size):
+        start_E[expert_N[n] + 1] += 1
+    for k in range(start_E.size - 1):
+        start_E[k + 1] += start_E[k]
+    place_E = start_E.copy()
+    for row in range(start_R.size - 1):
+        for n in range(start_R[row], start_R[row + 1]):
+            row_N[n] = row
+            order_N[place_E[expert_N[n]]] = n
+            place_E[expert_N[n]] += 1
+
+
+@njit(**_JIT)
 def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
     """A and B of every row: its picks-th and (picks + 1)-th largest priced scores (a row always has both)."""
     best = np.empty(price_E.size + 1, np.int64)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact.screening.row_kernels import BINS, count_margins, num_lanes, padded
+from alflb.exact.screening.sources import ScoreSource
 from alflb.problem import FloatArray
 
 _DAMPING = 0.85
@@ -25,6 +26,8 @@ _WIDEN = 4.0
 """Growth of a window that missed its quantile."""
 _SETTLED = 1.5
 """Mean step, in sampling errors, after which the next steps are not worth their time."""
+_LEAST_SHRINK = 0.5
+"""Part of the window kept when the sample is everything, for what the steps themselves left open."""
 
 
 class BiasGuess(NamedTuple):
@@ -47,23 +50,13 @@ class QuantileStep(NamedTuple):
 
 
 def guess_bias(
-    sample_ME: FloatArray, top_k: int, share_E: NDArray[np.float64], bias_E: NDArray[np.float64], span: float
+    source: ScoreSource, top_k: int, target_E: NDArray[np.float64], bias_E: NDArray[np.float64]
 ) -> BiasGuess:
-    """Quantile steps on growing parts of the sample.
-
-    Parameters
-    ----------
-    sample_ME : array, shape (M, E)
-        Rows that represent all rows.
-    top_k : int
-    share_E : array, shape (E,)
-        Target loads as fractions of the rows.
-    bias_E : array, shape (E,)
-        Where to start.
-    span : float
-        Upper bound of the score differences inside a row; the first window, and the widest.
-    """
+    """Quantile steps from `bias_E` on growing parts of a sample."""
+    sample_ME = source.sample()
     num_rows = len(sample_ME)
+    share_E = target_E / source.num_tokens
+    span = 2.0 * source.largest or 1.0
     narrowest = np.finfo(sample_ME.dtype).eps * span
     width_E = np.full(len(bias_E), span)
     rows = min(num_rows, _FIRST_ROWS)
@@ -74,12 +67,13 @@ def guess_bias(
             bias_E = bias_E - _DAMPING * step.shift_E
             bias_E = bias_E - bias_E.mean()
             noise_E = np.maximum(step.noise_E, narrowest)
-            usual_E = 4.0 * noise_E + 2.5 * np.median(noise_E)
+            usual_E = 3.0 * noise_E + 1.5 * np.median(noise_E)
             width_E = np.clip(np.where(step.missed_E, _WIDEN * width_E, usual_E), narrowest, span)
             if not step.missed_E.any() and np.mean(np.abs(step.shift_E) / noise_E) < _SETTLED:
                 break
         if rows == num_rows:
-            return BiasGuess(bias_E, width_E)
+            unseen = np.sqrt(1.0 - num_rows / source.num_tokens)
+            return BiasGuess(bias_E, width_E * max(_LEAST_SHRINK, unseen))
         rows = min(num_rows, rows * _GROWTH)
 
 

@@ -58,23 +58,156 @@ def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
 
 @njit(**_JIT)
 def count_margins(scores_TE, bias_P, width_P, top_k, lanes, counts_EB):  # type: ignore[no-untyped-def]
-    """Add the margins of all rows to histograms: BINS equal bins on [-width, width], then those above, then (some of) those below."""
+    """Add the margins of all rows to histograms: BINS equal bins on [-width, width], those above, some of those below.
+
+    Margins far below the window are not looked at; nothing needs their number.
+    """
     num_tokens, num_experts = scores_TE.shape
     flat = scores_TE.reshape(-1)
-    biased = np.full(bias_P.size, -np.inf, flat.dtype)
-    lane_best = np.empty(lanes, flat.dtype)
-    value = np.empty(bias_P.size + WIDTH, flat.dtype)
-    near = np.empty(bias_P.size, np.int64)
+    lowest, highest = flat.dtype.type(-np.inf), flat.dtype.type(np.inf)
+    biased, lane_best, near, value = _row_buffers(bias_P, lanes, lowest)
     bins_per_unit_P = flat.dtype.type(BINS / 2) / width_P
     for token in range(num_tokens):
         _add_bias(flat, token * num_experts, num_experts, bias_P, biased)
-        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, biased.dtype.type(-np.inf), biased.dtype.type(np.inf))
-        last_in, first_out = _boundary(value, count + 1, top_k, biased.dtype.type(np.inf))
+        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, lowest, highest)
+        last_in, first_out = _boundary(value, count + 1, top_k, highest)
         for n in range(count):
             k = near[n]
             margin = value[n] - (first_out if value[n] >= last_in else last_in)
             place = (margin + width_P[k]) * bins_per_unit_P[k]
             counts_EB[k, int(min(place, BINS)) if place >= 0 else BINS + 1] += 1
+
+
+@njit(**_JIT)
+def collect_undecided(  # type: ignore[no-untyped-def]
+    scores_TE, bias_P, width_P, top_k, lanes, certain_E, token_R, picks_R, end_R, expert_N
+):
+    """Split the picks of each row into certain ones, counted in `certain_E`, and undecided ones, listed.
+
+    An entry with a margin above its width is a certain pick; one below minus its width is certainly none. A row
+    with a choice left is listed as its token, the number of picks left to make, the end of its entries, and the
+    entries' experts. Returns the numbers of rows and entries written.
+    """
+    num_tokens, num_experts = scores_TE.shape
+    flat = scores_TE.reshape(-1)
+    lowest, highest = flat.dtype.type(-np.inf), flat.dtype.type(np.inf)
+    biased, lane_best, near, value = _row_buffers(bias_P, lanes, lowest)
+    num_rows = 0
+    num_entries = 0
+    for token in range(num_tokens):
+        _add_bias(flat, token * num_experts, num_experts, bias_P, biased)
+        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, lowest, highest)
+        last_in, first_out = _boundary(value, count + 1, top_k, highest)
+        picks = top_k
+        start = num_entries
+        for n in range(count):
+            k = near[n]
+            margin = value[n] - (first_out if value[n] >= last_in else last_in)
+            certain = margin > width_P[k]
+            certain_E[k] += certain
+            picks -= certain
+            expert_N[num_entries] = k
+            num_entries += margin >= -width_P[k] and not certain
+        if 0 < picks < num_entries - start:
+            token_R[num_rows] = token
+            picks_R[num_rows] = picks
+            end_R[num_rows] = num_entries
+            num_rows += 1
+            continue
+        if picks > 0:
+            for entry in range(start, num_entries):
+                certain_E[expert_N[entry]] += 1
+        num_entries = start
+    return num_rows, num_entries
+
+
+@njit(**_JIT)
+def quantise_entries(scores_TE, token_R, end_R, expert_N, per_unit, score_N):  # type: ignore[no-untyped-def]
+    """The integer scores of listed entries."""
+    start = 0
+    for row in range(token_R.size):
+        for entry in range(start, end_R[row]):
+            score_N[entry] = _quantised(scores_TE[token_R[row], expert_N[entry]], per_unit)
+        start = end_R[row]
+
+
+@njit(**_JIT)
+def certify_rows(  # type: ignore[no-untyped-def]
+    scores_TE, per_unit, price_P, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
+    load_E, experts_TK, split_S3,
+):  # fmt: skip
+    """Derive every row's assignment from integer scores and prices alone, and add it up.
+
+    Rows whose K best are separated from the rest by the prices need nothing else. Where the K-th and (K+1)-th
+    tie, the units listed for the row decide among the tied experts, or the lowest index if it is not listed.
+    Either way every expert used scores at least as much as every expert with units to spare.
+
+    Loads are added to `load_E` in units; `experts_TK`, if it has rows, receives the experts, ascending; rows that
+    share a pick among experts are written to `split_S3` as (token, expert, units). Returns the value <gamma, x>,
+    whether all scores were multiples of the quantum, the number of splits, and whether each row made K picks.
+    """
+    num_tokens, num_experts = scores_TE.shape
+    flat = scores_TE.reshape(-1)
+    biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
+    share = np.empty(price_P.size, np.int64)
+    no_width_P = np.zeros(price_P.size, np.int64)
+    row = np.searchsorted(token_R, first_token)
+    total = 0.0
+    lossless = True
+    num_splits = 0
+    for token in range(num_tokens):
+        lossless &= _add_price(flat, token * num_experts, num_experts, per_unit, price_P, biased)
+        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
+        last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
+        while row < token_R.size and token_R[row] < first_token + token:
+            row += 1
+        is_tied = last_in == first_out
+        is_listed = is_tied and row < token_R.size and token_R[row] == first_token + token
+        left = top_k * unit
+        is_split = False
+        for n in range(count):
+            share[n] = unit if value[n] > last_in or (value[n] == last_in and not is_tied) else 0
+            if is_listed and value[n] == last_in:
+                share[n] = _listed_units(row, near[n], start_R, expert_N, units_N)
+                is_split |= 0 < share[n] < unit
+            left -= share[n]
+        for n in range(count):
+            if left > 0 and value[n] == last_in and not is_listed:
+                share[n] = unit
+                left -= unit
+        if left != 0:
+            return total, lossless, num_splits, False
+        pick = 0
+        for n in range(count):
+            if share[n] == 0:
+                continue
+            load_E[near[n]] += share[n]
+            total += np.float64(flat[token * num_experts + near[n]]) * (share[n] / unit)
+            if is_split:
+                split_S3[num_splits, 0] = first_token + token
+                split_S3[num_splits, 1] = near[n]
+                split_S3[num_splits, 2] = share[n]
+                num_splits += 1
+            elif experts_TK.shape[0] > 0:
+                experts_TK[token, pick] = near[n]
+                pick += 1
+    return total, lossless, num_splits, True
+
+
+@njit(**_JIT)
+def _listed_units(row, expert, start_R, expert_N, units_N):  # type: ignore[no-untyped-def]
+    for entry in range(start_R[row], start_R[row + 1]):
+        if expert_N[entry] == expert:
+            return units_N[entry]
+    return 0
+
+
+@njit(**_JIT)
+def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
+    """Biased scores with pads at the lowest value; lane maxima; the survivors' experts and values."""
+    biased = np.full(bias_P.size, lowest, bias_P.dtype)
+    value = np.empty(bias_P.size + WIDTH, bias_P.dtype)
+    return biased, np.empty(lanes, bias_P.dtype), np.empty(bias_P.size, np.int64), value
 
 
 @njit(**_JIT)
@@ -88,58 +221,19 @@ def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-unty
 
 
 @njit(**_JIT)
-def collect_undecided(scores_TE, bias_P, width_P, top_k, lanes, certain_E, token_R, picks_R, end_R, expert_N):  # type: ignore[no-untyped-def]
-    """Split the picks of each row into certain ones, counted in `certain_E`, and undecided ones, listed.
-
-    An entry with margin above its width is a certain pick; below minus its width, certainly none. A row with
-    undecided entries is listed as token, number of picks left to make, end of its entries, and the entries'
-    experts. Returns the numbers of rows and entries written.
-    """
-    num_tokens, num_experts = scores_TE.shape
-    flat = scores_TE.reshape(-1)
-    biased = np.full(bias_P.size, -np.inf, flat.dtype)
-    lane_best = np.empty(lanes, flat.dtype)
-    value = np.empty(bias_P.size + WIDTH, flat.dtype)
-    near = np.empty(bias_P.size, np.int64)
-    num_rows = 0
-    num_entries = 0
-    for token in range(num_tokens):
-        _add_bias(flat, token * num_experts, num_experts, bias_P, biased)
-        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, biased.dtype.type(-np.inf), biased.dtype.type(np.inf))
-        last_in, first_out = _boundary(value, count + 1, top_k, biased.dtype.type(np.inf))
-        picks = top_k
-        start = num_entries
-        for n in range(count):
-            k = near[n]
-            margin = value[n] - (first_out if value[n] >= last_in else last_in)
-            if margin > width_P[k]:
-                certain_E[k] += 1
-                picks -= 1
-            elif margin >= -width_P[k]:
-                expert_N[num_entries] = k
-                num_entries += 1
-        if picks == num_entries - start:
-            for entry in range(start, num_entries):
-                certain_E[expert_N[entry]] += 1
-            num_entries = start
-        elif picks == 0:
-            num_entries = start
-        else:
-            token_R[num_rows] = token
-            picks_R[num_rows] = picks
-            end_R[num_rows] = num_entries
-            num_rows += 1
-    return num_rows, num_entries
-
-
-@njit(**_JIT)
-def quantise_entries(scores_TE, token_R, end_R, expert_N, per_unit, score_N):  # type: ignore[no-untyped-def]
-    """The integer scores of listed entries."""
-    start = 0
-    for row in range(token_R.size):
-        for entry in range(start, end_R[row]):
-            score_N[entry] = _quantised(scores_TE[token_R[row], expert_N[entry]], per_unit)
-        start = end_R[row]
+def _add_price(flat, start, num_experts, per_unit, price_P, biased):  # type: ignore[no-untyped-def]
+    """The same in integers; whether every score was a multiple of the quantum."""
+    off = np.uint64(0)
+    whole = num_experts - num_experts % WIDTH
+    for k in range(0, whole, WIDTH):
+        scores = load(flat, start + k)
+        off |= off_grid(scores, per_unit)
+        store(biased, k, add(to_grid(scores, per_unit, FORBIDDEN), load(price_P, k)))
+    for k in range(whole, num_experts):
+        scaled = np.float64(flat[start + k]) * per_unit
+        off |= np.uint64(np.rint(scaled) != scaled)
+        biased[k] = _quantised(flat[start + k], per_unit) + price_P[k]
+    return off == 0
 
 
 @njit(**_JIT)
@@ -188,85 +282,3 @@ def _boundary(value, count, top_k, highest):  # type: ignore[no-untyped-def]
         last_in = smaller_if(last_in, here, rank, top_k - 1)
         first_out = smaller_if(first_out, here, rank, top_k)
     return least_element(last_in), least_element(first_out)
-
-
-@njit(**_JIT)
-def certify_rows(  # type: ignore[no-untyped-def]
-    scores_TE, per_unit, price_P, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
-    load_E, experts_TK, split_S3,
-):  # fmt: skip
-    """Re-derive every row's assignment from integer scores and prices, and add it up.
-
-    Rows whose K best are separated from the rest by the prices need nothing else. Where the K-th and (K+1)-th
-    tie, the listed units decide, and the remaining picks go to the lowest expert index. Either way every expert
-    assigned scores at least as much as every expert with units to spare: it is an optimal choice for the row.
-
-    Loads are added to `load_E` in units; `experts_TK` (if it has rows) receives the experts, ascending; rows with
-    shares of picks are written to `split_S3` as (token, expert, units). Returns the value <gamma, x>, whether all
-    scores were multiples of the quantum, the number of splits, and whether each row made exactly K picks.
-    """
-    num_tokens, num_experts = scores_TE.shape
-    flat = scores_TE.reshape(-1)
-    biased = np.full(price_P.size, FORBIDDEN, np.int64)
-    lane_best = np.empty(lanes, np.int64)
-    value = np.empty(price_P.size + WIDTH, np.int64)
-    near = np.empty(price_P.size, np.int64)
-    share = np.empty(price_P.size, np.int64)
-    no_width_P = np.zeros(price_P.size, np.int64)
-    listed = np.searchsorted(token_R, first_token)
-    total = 0.0
-    off = np.uint64(0)
-    num_splits = 0
-    for token in range(num_tokens):
-        start = token * num_experts
-        whole = num_experts - num_experts % WIDTH
-        for k in range(0, whole, WIDTH):
-            scores = load(flat, start + k)
-            off |= off_grid(scores, per_unit)
-            store(biased, k, add(to_grid(scores, per_unit, FORBIDDEN), load(price_P, k)))
-        for k in range(whole, num_experts):
-            score = np.float64(flat[start + k]) * per_unit
-            off |= np.uint64(np.rint(score) != score)
-            biased[k] = _quantised(flat[start + k], per_unit) + price_P[k]
-        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
-        last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
-        while listed < token_R.size and token_R[listed] < first_token + token:
-            listed += 1
-        row = listed if listed < token_R.size and token_R[listed] == first_token + token else -1
-        left = top_k * unit
-        whole_picks = True
-        for n in range(count):
-            share[n] = unit if value[n] > last_in or (value[n] == last_in and last_in > first_out) else 0
-            if row >= 0 and value[n] == last_in == first_out:
-                share[n] = _listed_units(row, near[n], start_R, expert_N, units_N)
-                whole_picks &= share[n] == 0 or share[n] == unit
-            left -= share[n]
-        for n in range(count):
-            if left > 0 and value[n] == last_in and row < 0:
-                share[n] = unit
-                left -= unit
-        if left != 0:
-            return total, off == 0, num_splits, False
-        pick = 0
-        for n in range(count):
-            if share[n] == 0:
-                continue
-            load_E[near[n]] += share[n]
-            total += np.float64(scores_TE[token, near[n]]) * (share[n] / unit)
-            if not whole_picks:
-                split_S3[num_splits, 0] = first_token + token
-                split_S3[num_splits, 1] = near[n]
-                split_S3[num_splits, 2] = share[n]
-                num_splits += 1
-            elif experts_TK.shape[0] > 0:
-                experts_TK[token, pick] = near[n]
-                pick += 1
-    return total, off == 0, num_splits, True
-
-
-@njit(**_JIT)
-def _listed_units(row, expert, start_R, expert_N, units_N):  # type: ignore[no-untyped-def]
-    for entry in range(start_R[row], start_R[row + 1]):
-        if expert_N[entry] == expert:
-            return units_N[entry]
-    return 0

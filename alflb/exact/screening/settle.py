@@ -42,19 +42,21 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
     by_expert_N, start_E, row_N = undecided.by_expert(num_experts)
     rank_E = -(-room_E // unit)
     step_E = np.empty_like(price_E)
-    best_E, least, idle = price_E, np.inf, 0
+    best_E, least, idle, reach = price_E, np.inf, 0, np.inf
     while True:
         boundaries = undecided.boundaries(price_E)
         left_E = undecided.assign(price_E, boundaries, room_E, unit)[1]
         misplaced = np.maximum(left_E, 0).sum() / unit
-        idle = 0 if misplaced < 0.8 * least else idle + 1
+        flow_kernels.quantile_steps(
+            undecided.start_R, by_expert_N, start_E, row_N, undecided.score_N, price_E, *boundaries, rank_E, step_E
+        )
+        longest = int(np.abs(step_E).max())
+        idle = 0 if misplaced < 0.8 * least or longest < 0.5 * reach else idle + 1
+        reach = min(reach, longest)
         if misplaced < least:
             best_E, least = price_E, misplaced
         if least <= num_experts / 2 or idle >= _PATIENCE:
             return best_E
-        flow_kernels.quantile_steps(
-            undecided.start_R, by_expert_N, start_E, row_N, undecided.score_N, price_E, *boundaries, rank_E, step_E
-        )
         price_E = price_E - np.rint(0.85 * step_E).astype(np.int64)
 
 
@@ -79,9 +81,7 @@ def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, u
             close.start_R, by_expert_N, start_E, row_N, close.expert_N, close.score_N, unit, close_units_N, moved_E,
             left_E,
         )  # fmt: skip
-        if done and flow_kernels.rows_hold(
-            rest.start_R, rest.expert_N, rest.score_N, unit, units_N[~close_N], moved_E
-        ):
+        if done and flow_kernels.rows_hold(rest.start_R, rest.expert_N, rest.score_N, unit, units_N[~close_N], moved_E):
             return Settlement(moved_E, close, close_units_N, True)
         if close_R.all():
             return Settlement(price_E, close, close_units_N, False)

@@ -6,18 +6,22 @@ whether a chunk is a slice of one array or a batch generated on the fly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from alflb.problem import FloatArray, check_scores
+from alflb.exact.batched import BatchedProblem
+from alflb.problem import AssignmentProblem, FloatArray
 
-_CHUNK = 8192
-"""Rows of an array handled together."""
+_CHUNK = 2**15
+"""Rows handled together."""
+_SMALL = 2**15
+"""Arrays of so many rows are their own sample."""
+_SAMPLE = 2**18
+"""Most rows of an array's sample, a copy."""
 _STREAM_SAMPLE = 2**20
-"""Most rows of a stream kept in memory as the sample."""
+"""Most rows of a stream's sample, which stand for many more."""
 
 
 class ScoreSource(Protocol):
@@ -29,8 +33,8 @@ class ScoreSource(Protocol):
     largest: float
     """max |score| over the finite scores."""
 
-    def sample(self, size: int) -> FloatArray:
-        """At most `size` rows, spread over all of them."""
+    def sample(self) -> FloatArray:
+        """Rows that represent all rows."""
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """(index of the first row, rows) from first to last; may be called repeatedly."""
@@ -39,29 +43,75 @@ class ScoreSource(Protocol):
 class ArraySource:
     """Scores that are in memory."""
 
-    def __init__(self, scores_TE: FloatArray) -> None:
-        self.scores_TE = scores_TE
-        self.num_tokens, self.num_experts = scores_TE.shape
-        self.dtype = scores_TE.dtype
-        self.largest = max(largest_finite(rows) for _, rows in self.chunks())
+    def __init__(self, problem: AssignmentProblem) -> None:
+        self.scores_TE = problem.scores_TE
+        self.num_tokens, self.num_experts = self.scores_TE.shape
+        self.dtype = self.scores_TE.dtype
+        self.largest = max(_largest_finite(rows) for _, rows in self.chunks())
 
-    def sample(self, size: int) -> FloatArray:
-        """One row from each of `size` equal stretches, at a random place in it (regular steps could beat in time)."""
-        if size >= self.num_tokens:
+    def sample(self) -> FloatArray:
+        """One row from each of equal stretches, at a random place in it (regular steps could beat in time)."""
+        if self.num_tokens <= _SMALL:
             return self.scores_TE
+        size = min(max(self.num_tokens // 8, _SMALL), _SAMPLE)
         edges = np.arange(size) * self.num_tokens // size
         lengths = np.diff(edges, append=self.num_tokens)
-        return self.scores_TE[edges + np.random.default_rng(0).integers(lengths)]
+        return _read_only(self.scores_TE[edges + np.random.default_rng(0).integers(lengths)])
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """Slices of the array."""
-        for first in range(0, self.num_tokens, _CHUNK):
-            yield first, self.scores_TE[first : first + _CHUNK]
+        return _slices(self.scores_TE)
 
 
-def largest_finite(scores_TE: FloatArray) -> float:
-    """max |score|, -inf left out; 0 for none."""
+class BatchSource:
+    """Scores that are read batch by batch; the first reading checks them and takes the sample."""
+
+    def __init__(self, problem: BatchedProblem) -> None:
+        self._problem = problem
+        self.num_tokens = 0
+        self.largest = 0.0
+        kept: list[FloatArray] = []
+        step = 1  # rows between two of the sample; doubled, and every other row dropped, when that is full
+        rng = np.random.default_rng(0)
+        for batch in problem.checked_batches():
+            self.num_experts, self.dtype = batch.shape[1], batch.dtype
+            offsets = np.arange(-self.num_tokens % step, len(batch), step)
+            kept.append(batch[np.minimum(offsets + rng.integers(step, size=len(offsets)), len(batch) - 1)])
+            self.num_tokens += len(batch)
+            self.largest = max(self.largest, _largest_finite(batch))
+            if sum(map(len, kept)) > _STREAM_SAMPLE:
+                kept, step = [np.concatenate(kept)[::2]], 2 * step
+        self._sample = _read_only(np.concatenate(kept))
+
+    def sample(self) -> FloatArray:
+        """Rows kept by the first reading."""
+        return self._sample
+
+    def chunks(self) -> Iterator[tuple[int, FloatArray]]:
+        """The batches again, in slices."""
+        start = 0
+        for batch in self._problem.checked_batches():
+            for first, rows in _slices(batch):
+                yield start + first, rows
+            start += len(batch)
+        if start != self.num_tokens:
+            raise ValueError(f"batches gave {self.num_tokens} tokens at first and {start} later; they must repeat")
+
+
+def _slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:
+    for first in range(0, len(scores_TE), _CHUNK):
+        yield first, scores_TE[first : first + _CHUNK]
+
+
+def _largest_finite(scores_TE: FloatArray) -> float:
+    """The largest |score|, -inf left out."""
     highest, lowest = float(scores_TE.max()), float(scores_TE.min())
     if lowest == -np.inf:
         lowest = float(np.min(scores_TE, where=scores_TE > -np.inf, initial=highest))
     return max(abs(highest), abs(lowest))
+
+
+def _read_only(rows: FloatArray) -> FloatArray:
+    """Numba compiles apart for arrays that may be written to; a problem's scores may not."""
+    rows.flags.writeable = False
+    return rows

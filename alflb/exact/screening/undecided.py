@@ -58,10 +58,10 @@ class Undecided:
 
     def by_expert(self, num_experts: int) -> tuple[IntArray, IntArray, IntArray]:
         """Entries ordered by expert, where each expert's begin, and the row of each entry."""
-        by_expert_N = np.argsort(self.expert_N, kind="stable")
-        counts_E = np.bincount(self.expert_N, minlength=num_experts)
-        row_N = np.repeat(np.arange(len(self.token_R)), np.diff(self.start_R))
-        return by_expert_N, np.concatenate([[0], np.cumsum(counts_E)]), row_N
+        order_N, row_N = np.empty_like(self.score_N), np.empty_like(self.score_N)
+        start_E = np.zeros(num_experts + 1, np.int64)
+        flow_kernels.order_by_expert(self.start_R, self.expert_N, order_N, start_E, row_N)
+        return order_N, start_E, row_N
 
     def assign(
         self, price_E: IntArray, boundaries: tuple[IntArray, IntArray], room_E: IntArray, unit: int
@@ -82,7 +82,9 @@ def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tup
     bias_P = row_kernels.padded(guess.bias_E.astype(dtype), lanes)
     width_E = guess.width_E + _GUARD * np.finfo(dtype).eps * source.largest
     width_P = row_kernels.padded(width_E.astype(dtype), lanes)
-    parts = [_screen_chunk(first, rows, bias_P, width_P, top_k, lanes, grid, certain_E) for first, rows in source.chunks()]
+    parts = [
+        _screen_chunk(first, rows, bias_P, width_P, top_k, lanes, grid, certain_E) for first, rows in source.chunks()
+    ]
     lengths = np.concatenate([part.start_R[1:] - part.start_R[:-1] for part in parts])
     undecided = Undecided(
         np.concatenate([part.token_R for part in parts]),

@@ -36,7 +36,9 @@ class Grid:
 
     @classmethod
     def finest(cls, largest: float, num_experts: int) -> Grid:
-        """The finest grid for scores up to `largest` in size."""
+        """The finest grid for scores up to `largest` in size; whole numbers if they are all 0."""
+        if largest == 0.0:
+            return cls(0)
         bits = min(_MANTISSA_BITS, _WORD_BITS - math.ceil(math.log2(num_experts)))
         return cls(max(math.frexp(largest)[1] - bits, -_FINEST_SCALE))
 

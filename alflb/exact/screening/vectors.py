@@ -207,7 +207,7 @@ def off_grid(typingctx, vector, per_unit):  # type: ignore[no-untyped-def]
 
 
 def _scaled(builder, vector, per_unit):  # type: ignore[no-untyped-def]
-    """vector * per_unit in float64, exact since per_unit is a power of two; and the same rounded to integers."""
+    """Return vector * per_unit in float64, exact since per_unit is a power of two; and the same rounded to integers."""
     double = ir.VectorType(ir.DoubleType(), WIDTH)
     wide = vector if vector.type == double else builder.fpext(vector, double)
     scaled = builder.fmul(wide, _splat(builder, per_unit))
