@@ -32,7 +32,7 @@ class BatchedProblem:
     6
     """
 
-    batches: Callable[[], Iterable[ArrayLike]]
+    batches: Callable[[], Iterable[FloatArray]]
     top_k: int
     target_E: ArrayLike | None = None
 

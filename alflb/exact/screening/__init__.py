@@ -22,7 +22,7 @@ in `row_kernels` (over rows of scores, with `vectors`) and `flow_kernels` (over 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from alflb import duality
@@ -34,7 +34,7 @@ from alflb.exact.screening.sources import ArraySource, BatchSource, ScoreSource
 from alflb.problem import AssignmentProblem, check_bias, check_target, check_top_k
 
 
-def solve(problem: AssignmentProblem | BatchedProblem, bias_init: NDArray[np.float64] | None) -> AssignmentSolution:
+def solve(problem: AssignmentProblem | BatchedProblem, bias_init: ArrayLike | None) -> AssignmentSolution:
     """The certified optimum; batches get no plan, which could be larger than memory."""
     if isinstance(problem, AssignmentProblem):
         source: ScoreSource = ArraySource(problem)
@@ -52,7 +52,7 @@ def solve(problem: AssignmentProblem | BatchedProblem, bias_init: NDArray[np.flo
     return AssignmentSolution(
         method="screen",
         value=certificate.value,
-        bias_E=duality.center(grid.bias(price_E)),
+        bias_E=duality.center(grid.bias(price_E)).astype(np.float64),
         load_E=load_E,
         plan=_plan(certificate, num_experts, unit) if in_memory else None,
         dual_value=certificate.value + bound,

@@ -58,7 +58,7 @@ class Grid:
 
     def bias(self, price_E: NDArray[np.int64]) -> NDArray[np.float64]:
         """Prices in score units."""
-        return price_E * self.quantum
+        return np.ldexp(price_E.astype(np.float64), self.exponent)
 
 
 def target_units(target_E: NDArray[np.float64], num_tokens: int, top_k: int) -> tuple[NDArray[np.int64], int]:
