@@ -38,23 +38,28 @@ def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, firs
     """A and B of every row: its picks-th and (picks + 1)-th largest priced scores (a row always has both)."""
     best = np.empty(price_E.size + 1, np.int64)
     for row in range(picks_R.size):
-        kept = picks_R[row] + 1
-        filled = 0
-        for n in range(start_R[row], start_R[row + 1]):
-            value = score_N[n] + price_E[expert_N[n]]
-            if filled < kept:
-                slot = filled
-                filled += 1
-            elif value > best[kept - 1]:
-                slot = kept - 1
-            else:
-                continue
-            while slot > 0 and value > best[slot - 1]:
-                best[slot] = best[slot - 1]
-                slot -= 1
-            best[slot] = value
-        last_in_R[row] = best[kept - 2]
-        first_out_R[row] = best[kept - 1]
+        last_in_R[row], first_out_R[row] = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+
+
+@njit(**_JIT)
+def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type: ignore[no-untyped-def]
+    """A and B of one row, by insertion into its picks + 1 best."""
+    kept = picks_R[row] + 1
+    filled = 0
+    for n in range(start_R[row], start_R[row + 1]):
+        value = score_N[n] + price_E[expert_N[n]]
+        if filled < kept:
+            slot = filled
+            filled += 1
+        elif value > best[kept - 1]:
+            slot = kept - 1
+        else:
+            continue
+        while slot > 0 and value > best[slot - 1]:
+            best[slot] = best[slot - 1]
+            slot -= 1
+        best[slot] = value
+    return best[kept - 2], best[kept - 1]
 
 
 @njit(**_JIT)
@@ -101,27 +106,45 @@ def rows_hold(start_R, expert_N, score_N, unit, units_N, price_E):  # type: igno
 
 
 @njit(**_JIT)
-def quantile_steps(start_R, by_expert_N, start_E, row_N, score_N, price_E, last_in_R, first_out_R, rank_E, step_E):  # type: ignore[no-untyped-def]
-    """For each expert, the rank-th largest margin of its entries: the exact minimiser of D along its bias."""
-    margin = np.empty(by_expert_N.size, np.int64)
-    for k in range(price_E.size):
-        count = 0
-        for place in range(start_E[k], start_E[k + 1]):
-            n = by_expert_N[place]
-            row = row_N[n]
+def expert_margins(start_R, picks_R, expert_N, score_N, price_E, start_E, margin_N):  # type: ignore[no-untyped-def]
+    """The margins of all entries, expert by expert."""
+    place_E = start_E.copy()
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        for n in range(start_R[row], start_R[row + 1]):
+            k = expert_N[n]
             value = score_N[n] + price_E[k]
-            margin[count] = value - (first_out_R[row] if value >= last_in_R[row] else last_in_R[row])
-            count += 1
-        step_E[k] = 0
-        if count > 0:
-            step_E[k] = _select(margin, count, count - max(1, min(rank_E[k], count)))
+            margin_N[place_E[k]] = value - (first_out if value >= last_in else last_in)
+            place_E[k] += 1
 
 
 @njit(**_JIT)
-def _select(values, count, index):  # type: ignore[no-untyped-def]
-    """The value at `index` of the first `count` values in ascending order (Hoare's quickselect, in place)."""
+def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untyped-def]
+    """For each expert the rank-th largest margin, which minimises D along its bias; reorders the margins.
+
+    Returns how many picks are misplaced whichever way ties fall.
+    """
+    misplaced = 0
+    for k in range(rank_E.size):
+        margins = margin_N[start_E[k] : start_E[k + 1]]
+        wins = 0
+        ties = 0
+        for margin in margins:
+            wins += margin > 0
+            ties += margin == 0
+        misplaced += max(0, wins - rank_E[k]) + max(0, rank_E[k] - wins - ties)
+        step_E[k] = 0
+        if margins.size > 0:
+            step_E[k] = _select(margins, margins.size - max(1, min(rank_E[k], margins.size)))
+    return misplaced
+
+
+@njit(**_JIT)
+def _select(values, index):  # type: ignore[no-untyped-def]
+    """The value at `index` in ascending order (Hoare's quickselect, in place)."""
     low = 0
-    high = count - 1
+    high = values.size - 1
     while low < high:
         pivot = values[(low + high) // 2]
         left = low

@@ -53,21 +53,21 @@ def guess_bias(
     source: ScoreSource, top_k: int, target_E: NDArray[np.float64], bias_E: NDArray[np.float64]
 ) -> BiasGuess:
     """Quantile steps from `bias_E` on growing parts of a sample."""
-    sample_ME = source.sample()
-    num_rows = len(sample_ME)
+    scores_TE, rows_M = source.sample()
+    num_rows = len(rows_M)
     share_E = target_E / source.num_tokens
     span = 2.0 * source.largest or 1.0
-    narrowest = np.finfo(sample_ME.dtype).eps * span
+    narrowest = np.finfo(source.dtype).eps * span
     width_E = np.full(len(bias_E), span)
     rows = min(num_rows, _FIRST_ROWS)
     while True:
-        part = sample_ME if rows == num_rows else sample_ME[np.arange(rows) * num_rows // rows]
+        part_M = rows_M[np.arange(rows) * num_rows // rows]
         for _ in range(_MOST_STEPS):
-            step = quantile_step(part, top_k, share_E * rows, bias_E, width_E)
+            step = quantile_step(scores_TE, part_M, top_k, share_E * rows, bias_E, width_E)
             bias_E = bias_E - _DAMPING * step.shift_E
             bias_E = bias_E - bias_E.mean()
             noise_E = np.maximum(step.noise_E, narrowest)
-            usual_E = 3.0 * noise_E + 1.5 * np.median(noise_E)
+            usual_E = 4.5 * noise_E + 2.5 * np.median(noise_E)
             width_E = np.clip(np.where(step.missed_E, _WIDEN * width_E, usual_E), narrowest, span)
             if not step.missed_E.any() and np.mean(np.abs(step.shift_E) / noise_E) < _SETTLED:
                 break
@@ -78,7 +78,8 @@ def guess_bias(
 
 
 def quantile_step(
-    scores_ME: FloatArray,
+    scores_TE: FloatArray,
+    rows_M: NDArray[np.int64],
     top_k: int,
     rank_E: NDArray[np.float64],
     bias_E: NDArray[np.float64],
@@ -86,9 +87,9 @@ def quantile_step(
 ) -> QuantileStep:
     """Read the rank-th largest margin of each expert, and its confidence interval, off a histogram."""
     counts_EB = np.zeros((len(bias_E), BINS + 2), dtype=np.int64)
-    dtype, lanes = scores_ME.dtype, num_lanes(top_k)
+    dtype, lanes = scores_TE.dtype, num_lanes(top_k)
     bias_P, width_P = padded(bias_E.astype(dtype), lanes), padded(width_E.astype(dtype), lanes)
-    count_margins(scores_ME, bias_P, width_P, top_k, lanes, counts_EB)
+    count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB)
     rank_E = np.maximum(rank_E, 0.5)
     spread_E = 2.0 * np.sqrt(rank_E)
     shift_E, missed_E = _margin_of_rank(counts_EB, width_E, rank_E)

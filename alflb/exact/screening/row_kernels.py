@@ -57,17 +57,17 @@ def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
 
 
 @njit(**_JIT)
-def count_margins(scores_TE, bias_P, width_P, top_k, lanes, counts_EB):  # type: ignore[no-untyped-def]
-    """Add the margins of all rows to histograms: BINS equal bins on [-width, width], those above, some of those below.
+def count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB):  # type: ignore[no-untyped-def]
+    """Add the margins of some rows to histograms: BINS equal bins on [-width, width], those above, some of those below.
 
     Margins far below the window are not looked at; nothing needs their number.
     """
-    num_tokens, num_experts = scores_TE.shape
+    num_experts = scores_TE.shape[1]
     flat = scores_TE.reshape(-1)
     lowest, highest = flat.dtype.type(-np.inf), flat.dtype.type(np.inf)
     biased, lane_best, near, value = _row_buffers(bias_P, lanes, lowest)
     bins_per_unit_P = flat.dtype.type(BINS / 2) / width_P
-    for token in range(num_tokens):
+    for token in rows_M:
         _add_bias(flat, token * num_experts, num_experts, bias_P, biased)
         count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, lowest, highest)
         last_in, first_out = _boundary(value, count + 1, top_k, highest)
@@ -80,13 +80,13 @@ def count_margins(scores_TE, bias_P, width_P, top_k, lanes, counts_EB):  # type:
 
 @njit(**_JIT)
 def collect_undecided(  # type: ignore[no-untyped-def]
-    scores_TE, bias_P, width_P, top_k, lanes, certain_E, token_R, picks_R, end_R, expert_N
+    scores_TE, bias_P, width_P, top_k, lanes, per_unit, certain_E, token_R, picks_R, end_R, expert_N, score_N
 ):
     """Split the picks of each row into certain ones, counted in `certain_E`, and undecided ones, listed.
 
     An entry with a margin above its width is a certain pick; one below minus its width is certainly none. A row
     with a choice left is listed as its token, the number of picks left to make, the end of its entries, and the
-    entries' experts. Returns the numbers of rows and entries written.
+    entries' experts and integer scores. Returns the numbers of rows and entries written.
     """
     num_tokens, num_experts = scores_TE.shape
     flat = scores_TE.reshape(-1)
@@ -113,22 +113,14 @@ def collect_undecided(  # type: ignore[no-untyped-def]
             picks_R[num_rows] = picks
             end_R[num_rows] = num_entries
             num_rows += 1
+            for entry in range(start, num_entries):
+                score_N[entry] = _quantised(flat[token * num_experts + expert_N[entry]], per_unit)
             continue
         if picks > 0:
             for entry in range(start, num_entries):
                 certain_E[expert_N[entry]] += 1
         num_entries = start
     return num_rows, num_entries
-
-
-@njit(**_JIT)
-def quantise_entries(scores_TE, token_R, end_R, expert_N, per_unit, score_N):  # type: ignore[no-untyped-def]
-    """The integer scores of listed entries."""
-    start = 0
-    for row in range(token_R.size):
-        for entry in range(start, end_R[row]):
-            score_N[entry] = _quantised(scores_TE[token_R[row], expert_N[entry]], per_unit)
-        start = end_R[row]
 
 
 @njit(**_JIT)

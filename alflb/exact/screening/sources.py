@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alflb.exact.batched import BatchedProblem
 from alflb.problem import AssignmentProblem, FloatArray
 
-_CHUNK = 2**15
+_CHUNK = 2**13
 """Rows handled together."""
 _SMALL = 2**15
 """Arrays of so many rows are their own sample."""
 _SAMPLE = 2**18
-"""Most rows of an array's sample, a copy."""
+"""Most rows of an array's sample."""
 _STREAM_SAMPLE = 2**20
 """Most rows of a stream's sample, which stand for many more."""
 
@@ -33,8 +34,8 @@ class ScoreSource(Protocol):
     largest: float
     """max |score| over the finite scores."""
 
-    def sample(self) -> FloatArray:
-        """Rows that represent all rows."""
+    def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
+        """An array of scores, and the indices of those of its rows that represent all rows."""
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """(index of the first row, rows) from first to last; may be called repeatedly."""
@@ -49,14 +50,14 @@ class ArraySource:
         self.dtype = self.scores_TE.dtype
         self.largest = max(_largest_finite(rows) for _, rows in self.chunks())
 
-    def sample(self) -> FloatArray:
+    def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """One row from each of equal stretches, at a random place in it (regular steps could beat in time)."""
-        if self.num_tokens <= _SMALL:
-            return self.scores_TE
-        size = min(max(self.num_tokens // 8, _SMALL), _SAMPLE)
+        size = self.num_tokens
+        if size > _SMALL:
+            size = min(max(size // 8, _SMALL), _SAMPLE)
         edges = np.arange(size) * self.num_tokens // size
-        lengths = np.diff(edges, append=self.num_tokens)
-        return _read_only(self.scores_TE[edges + np.random.default_rng(0).integers(lengths)])
+        places = np.random.default_rng(0).random(size) * np.diff(edges, append=self.num_tokens)
+        return self.scores_TE, edges + places.astype(np.int64)
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """Slices of the array."""
@@ -83,9 +84,9 @@ class BatchSource:
                 kept, step = [np.concatenate(kept)[::2]], 2 * step
         self._sample = _read_only(np.concatenate(kept))
 
-    def sample(self) -> FloatArray:
+    def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """Rows kept by the first reading."""
-        return self._sample
+        return self._sample, np.arange(len(self._sample))
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """The batches again, in slices."""

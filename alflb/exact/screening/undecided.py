@@ -39,14 +39,15 @@ class Undecided:
     expert_N: NDArray[np.int32]
     score_N: IntArray
 
-    def rows(self, keep_R: NDArray[np.bool_]) -> Undecided:
-        """The matrix of the rows kept."""
+    def rows(self, keep_R: NDArray[np.bool_]) -> tuple[Undecided, NDArray[np.bool_]]:
+        """The matrix of the rows kept, and which entries those are."""
         length_R = np.diff(self.start_R)
         keep_N = np.repeat(keep_R, length_R)
         start_R = np.concatenate([[0], np.cumsum(length_R[keep_R])])
-        return Undecided(
+        kept = Undecided(
             self.token_R[keep_R], self.picks_R[keep_R], start_R, self.expert_N[keep_N], self.score_N[keep_N]
         )
+        return kept, keep_N
 
     def boundaries(self, price_E: IntArray) -> tuple[IntArray, IntArray]:
         """A and B of every row: its last priced score that is picked, and the first that is not."""
@@ -106,26 +107,19 @@ def _screen_chunk(
     grid: Grid,
     certain_E: IntArray,
 ) -> Undecided:
-    token_R = np.empty(len(scores_CE), np.int64)
-    picks_R, end_R = np.empty(len(scores_CE), np.int32), np.empty(len(scores_CE), np.int64)
-    expert_N = np.empty(scores_CE.size, np.int32)
+    size = len(scores_CE)
+    token_R, picks_R, end_R = np.empty(size, np.int64), np.empty(size, np.int32), np.empty(size, np.int64)
+    expert_N, score_N = np.empty(scores_CE.size, np.int32), np.empty(scores_CE.size, np.int64)
     num_rows, num_entries = row_kernels.collect_undecided(
-        scores_CE,
-        bias_P,
-        width_P,
-        top_k,
-        lanes,
-        certain_E,
-        token_R,
-        picks_R,
-        end_R,
-        expert_N,
+        scores_CE, bias_P, width_P, top_k, lanes, grid.per_unit, certain_E, token_R, picks_R, end_R, expert_N, score_N
     )
-    token_R, picks_R, end_R = token_R[:num_rows], picks_R[:num_rows].copy(), end_R[:num_rows]
-    expert_N = expert_N[:num_entries].copy()
-    score_N = np.empty(num_entries, np.int64)
-    row_kernels.quantise_entries(scores_CE, token_R, end_R, expert_N, grid.per_unit, score_N)
-    return Undecided(token_R + first, picks_R, np.concatenate([[0], end_R]), expert_N, score_N)
+    return Undecided(
+        token_R[:num_rows] + first,
+        picks_R[:num_rows].copy(),
+        np.concatenate([[0], end_R[:num_rows]]),
+        expert_N[:num_entries].copy(),
+        score_N[:num_entries].copy(),
+    )
 
 
 def list_all(source: ScoreSource, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
