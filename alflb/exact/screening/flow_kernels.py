@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-UNREACHED = 2**60
-"""Cost of an arc or path that does not exist; larger than any other, and sums of two stay inside int64."""
+UNREACHED = 2**61
+"""Cost of an arc that does not exist. Paths that do are below half of it, and sums stay inside int64."""
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -63,16 +63,19 @@ def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type:
 
 
 @njit(**_JIT)
-def assign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, room_E, units_N):  # type: ignore[no-untyped-def]
-    """Give each row's units to its best entries, ties to the experts with most room; lower `room_E` by the loads."""
+def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+    """Give the units of the rows to redo to their best entries, ties to the experts with most room; keep `room_E`."""
     for row in range(picks_R.size):
+        if not redo_R[row]:
+            continue
         for n in range(start_R[row], start_R[row + 1]):
             value = score_N[n] + price_E[expert_N[n]]
             certain = value > last_in_R[row] or (value == last_in_R[row] and value > first_out_R[row])
+            room_E[expert_N[n]] += units_N[n]
             units_N[n] = unit if certain else 0
             room_E[expert_N[n]] -= units_N[n]
     for row in range(picks_R.size):
-        if last_in_R[row] > first_out_R[row]:
+        if not redo_R[row] or last_in_R[row] > first_out_R[row]:
             continue
         left = picks_R[row]
         for n in range(start_R[row], start_R[row + 1]):
@@ -89,8 +92,9 @@ def assign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R,
 
 
 @njit(**_JIT)
-def rows_hold(start_R, expert_N, score_N, unit, units_N, price_E):  # type: ignore[no-untyped-def]
-    """Whether in every row the least priced score with units is at least the greatest with units to spare."""
+def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_R):  # type: ignore[no-untyped-def]
+    """Mark the rows in which an entry with units to spare beats one with units; returns their number."""
+    count = 0
     for row in range(start_R.size - 1):
         least_in = np.int64(2**62)
         most_out = np.int64(-(2**62))
@@ -100,9 +104,9 @@ def rows_hold(start_R, expert_N, score_N, unit, units_N, price_E):  # type: igno
                 least_in = min(least_in, value)
             if units_N[n] < unit:
                 most_out = max(most_out, value)
-        if least_in < most_out:
-            return False
-    return True
+        wrong_R[row] = least_in < most_out
+        count += wrong_R[row]
+    return count
 
 
 @njit(**_JIT)
@@ -168,26 +172,35 @@ def _select(values, index):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def reroute(start_R, by_expert_N, start_E, row_N, expert_N, score_N, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
+def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
     """Move units from experts with room < 0 to experts with room > 0 at least cost; False when no path is left.
 
     Successive shortest paths on the E experts. The arc k -> j costs the least score any row loses by moving units
-    from k to j; the row and the two entries that attain it are its witness. Prices follow the path lengths, so
-    that every row keeps holding its best entries, and paths run along arcs of reduced cost 0.
+    from k to j; the two entries of that row are the arc's witness. Prices follow the path lengths, so that every
+    row keeps holding its best entries, and paths run along arcs of reduced cost 0.
+
+    A witness that has moved leaves its arc *stale* (`from_EE` < 0): the cost is then only a lower bound, and the
+    next witness is sought when a shortest path wants the arc.
     """
     num_experts = price_E.size
+    if room_E.min() == 0:
+        return True
     cost_EE = np.full((num_experts, num_experts), UNREACHED, np.int64)
     from_EE = np.full((num_experts, num_experts), -1, np.int64)
     to_EE = np.full((num_experts, num_experts), -1, np.int64)
     for row in range(start_R.size - 1):
         for n in range(start_R[row], start_R[row + 1]):
             if units_N[n] > 0:
-                _offer_from(n, start_R, row, expert_N, score_N, unit, units_N, cost_EE, from_EE, to_EE)
+                for m in range(start_R[row], start_R[row + 1]):
+                    if units_N[m] < unit:
+                        _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+    rows = (start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N)
+    arcs = (cost_EE, from_EE, to_EE)
     distance_E = np.empty(num_experts, np.int64)
     parent_E = np.empty(num_experts, np.int64)
     settled_E = np.empty(num_experts, np.int64)
     while room_E.min() < 0:
-        num_settled = _shortest_paths(cost_EE, price_E, room_E, distance_E, parent_E, settled_E)
+        num_settled = _shortest_paths(rows, arcs, price_E, room_E, distance_E, parent_E, settled_E)
         farthest = -1
         for s in range(num_settled):
             if room_E[settled_E[s]] > 0:
@@ -199,55 +212,70 @@ def reroute(start_R, by_expert_N, start_E, row_N, expert_N, score_N, unit, units
         for s in range(num_settled):
             sink = settled_E[s]
             while room_E[sink] > 0:
-                amount = _path_capacity(sink, parent_E, cost_EE, from_EE, to_EE, price_E, room_E, unit, units_N)
+                amount = _path_capacity(rows, arcs, sink, parent_E, price_E, room_E)
                 if amount == 0:
                     break
-                _push(
-                    sink, amount, parent_E, start_R, by_expert_N, start_E, row_N, expert_N, score_N, unit,
-                    units_N, cost_EE, from_EE, to_EE, room_E,
-                )  # fmt: skip
+                _push(rows, arcs, sink, amount, parent_E, room_E)
     return True
 
 
 @njit(**_JIT)
-def _shortest_paths(cost_EE, price_E, room_E, distance_E, parent_E, settled_E):  # type: ignore[no-untyped-def]
+def _shortest_paths(rows, arcs, price_E, room_E, distance_E, parent_E, settled_E):  # type: ignore[no-untyped-def]
     """Dijkstra from all experts with room < 0 until all with room > 0 are settled; returns how many nodes were."""
+    cost_EE, from_EE, _ = arcs
     num_experts = price_E.size
-    open_E = np.ones(num_experts, np.bool_)
+    open_E = np.empty(num_experts, np.int64)  # distance while the node is open, UNREACHED once it is settled
     sinks = 0
     for k in range(num_experts):
         distance_E[k] = 0 if room_E[k] < 0 else UNREACHED
+        open_E[k] = distance_E[k]
         parent_E[k] = -1
         sinks += room_E[k] > 0
     num_settled = 0
     while sinks > 0:
-        node = -1
-        for k in range(num_experts):
-            if open_E[k] and (node < 0 or distance_E[k] < distance_E[node]):
-                node = k
-        if node < 0 or distance_E[node] >= UNREACHED:
+        nearest = open_E.min()
+        if nearest >= UNREACHED // 2:
             break
-        open_E[node] = False
+        node = 0
+        while open_E[node] != nearest:
+            node += 1
+        if parent_E[node] >= 0 and from_EE[parent_E[node], node] < 0:
+            _find_witness(rows, arcs, parent_E[node], node)
+            distance_E[node] = UNREACHED
+            for s in range(num_settled):
+                k = settled_E[s]
+                through = distance_E[k] + price_E[k] + cost_EE[k, node] - price_E[node]
+                if through < distance_E[node]:
+                    distance_E[node] = through
+                    parent_E[node] = k
+            open_E[node] = distance_E[node]
+            continue
+        open_E[node] = UNREACHED
         settled_E[num_settled] = node
         num_settled += 1
         sinks -= room_E[node] > 0
-        base = distance_E[node] + price_E[node]
+        base = nearest + price_E[node]
         for j in range(num_experts):
             through = base + cost_EE[node, j] - price_E[j]
-            if cost_EE[node, j] < UNREACHED and through < distance_E[j]:
-                distance_E[j] = through
-                parent_E[j] = node
+            shorter = through < distance_E[j]
+            distance_E[j] = through if shorter else distance_E[j]
+            open_E[j] = through if shorter else open_E[j]
+            parent_E[j] = node if shorter else parent_E[j]
     return num_settled
 
 
 @njit(**_JIT)
-def _path_capacity(sink, parent_E, cost_EE, from_EE, to_EE, price_E, room_E, unit, units_N):  # type: ignore[no-untyped-def]
-    """Units the tree path to `sink` can carry: 0 if an arc has lost its tight witness or the source its surplus."""
+def _path_capacity(rows, arcs, sink, parent_E, price_E, room_E):  # type: ignore[no-untyped-def]
+    """Units the tree path to `sink` can carry: 0 if an arc on it is no longer tight or the source has no surplus."""
+    unit, units_N = rows[-2:]
+    cost_EE, from_EE, to_EE = arcs
     amount = room_E[sink]
     node = sink
     while parent_E[node] >= 0:
         before = parent_E[node]
-        if cost_EE[before, node] >= UNREACHED or cost_EE[before, node] + price_E[before] - price_E[node] != 0:
+        if from_EE[before, node] < 0:
+            _find_witness(rows, arcs, before, node)
+        if cost_EE[before, node] + price_E[before] - price_E[node] != 0:
             return 0
         amount = min(amount, units_N[from_EE[before, node]], unit - units_N[to_EE[before, node]])
         node = before
@@ -255,82 +283,60 @@ def _path_capacity(sink, parent_E, cost_EE, from_EE, to_EE, price_E, room_E, uni
 
 
 @njit(**_JIT)
-def _push(  # type: ignore[no-untyped-def]
-    sink, amount, parent_E, start_R, by_expert_N, start_E, row_N, expert_N, score_N, unit,
-    units_N, cost_EE, from_EE, to_EE, room_E,
-):  # fmt: skip
-    """Send `amount` units down the tree path to `sink` and mend the arcs of the rows that moved."""
-    moved = np.empty((parent_E.size, 2), np.int64)
+def _push(rows, arcs, sink, amount, parent_E, room_E):  # type: ignore[no-untyped-def]
+    """Send `amount` units down the tree path to `sink`; update the arcs of the rows that moved."""
+    start_R, _, _, row_N, expert_N, score_N, unit, units_N = rows
+    cost_EE, from_EE, to_EE = arcs
+    left_S = np.empty(parent_E.size, np.int64)
+    taken_S = np.empty(parent_E.size, np.int64)
     length = 0
     node = sink
     while parent_E[node] >= 0:
-        before = parent_E[node]
-        moved[length, 0] = from_EE[before, node]
-        moved[length, 1] = to_EE[before, node]
+        left_S[length] = from_EE[parent_E[node], node]
+        taken_S[length] = to_EE[parent_E[node], node]
         length += 1
-        node = before
+        node = parent_E[node]
     room_E[sink] -= amount
     room_E[node] += amount
     for step in range(length):
-        units_N[moved[step, 0]] -= amount
-        units_N[moved[step, 1]] += amount
+        units_N[left_S[step]] -= amount
+        units_N[taken_S[step]] += amount
     for step in range(length):
-        left, taken = moved[step]
+        left, taken = left_S[step], taken_S[step]
         row = row_N[left]
-        _offer_from(taken, start_R, row, expert_N, score_N, unit, units_N, cost_EE, from_EE, to_EE)
         for n in range(start_R[row], start_R[row + 1]):
-            if units_N[n] > 0:
+            k = expert_N[n]
+            if units_N[left] == 0 and from_EE[expert_N[left], k] == left:
+                from_EE[expert_N[left], k] = -1
+            if units_N[taken] == unit and to_EE[k, expert_N[taken]] == taken:
+                from_EE[k, expert_N[taken]] = -1
+            if units_N[n] > 0 and units_N[left] < unit:
                 _offer(n, left, expert_N, score_N, cost_EE, from_EE, to_EE)
-    for step in range(length):
-        left, taken = moved[step]
-        row = row_N[left]
-        for n in range(start_R[row], start_R[row + 1]):
-            if from_EE[expert_N[left], expert_N[n]] == left and units_N[left] == 0:
-                _find_witness(
-                    left, n, by_expert_N, start_E, start_R, row_N, expert_N, score_N, unit, units_N,
-                    cost_EE, from_EE, to_EE,
-                )  # fmt: skip
-            if to_EE[expert_N[n], expert_N[taken]] == taken and units_N[taken] == unit:
-                _find_witness(
-                    n, taken, by_expert_N, start_E, start_R, row_N, expert_N, score_N, unit, units_N,
-                    cost_EE, from_EE, to_EE,
-                )  # fmt: skip
-
-
-@njit(**_JIT)
-def _offer_from(n, start_R, row, expert_N, score_N, unit, units_N, cost_EE, from_EE, to_EE):  # type: ignore[no-untyped-def]
-    """Offer every move of units away from entry n inside its row."""
-    for m in range(start_R[row], start_R[row + 1]):
-        if m != n and units_N[m] < unit:
-            _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+            if units_N[taken] > 0 and units_N[n] < unit:
+                _offer(taken, n, expert_N, score_N, cost_EE, from_EE, to_EE)
 
 
 @njit(**_JIT)
 def _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE):  # type: ignore[no-untyped-def]
-    """Make the move of units from entry n to entry m the arc's witness if it is the cheapest so far."""
+    """Make the move of units from entry n to entry m the arc's witness if it is the cheapest known."""
     k = expert_N[n]
     j = expert_N[m]
     cost = score_N[n] - score_N[m]
-    if k != j and cost < cost_EE[k, j]:
+    if k != j and (cost < cost_EE[k, j] or (cost == cost_EE[k, j] and from_EE[k, j] < 0)):
         cost_EE[k, j] = cost
         from_EE[k, j] = n
         to_EE[k, j] = m
 
 
 @njit(**_JIT)
-def _find_witness(  # type: ignore[no-untyped-def]
-    lost_from, lost_to, by_expert_N, start_E, start_R, row_N, expert_N, score_N, unit, units_N,
-    cost_EE, from_EE, to_EE,
-):  # fmt: skip
-    """Replace an arc's lost witness by the cheapest other row; one just as cheap ends the search at once."""
-    k = expert_N[lost_from]
-    j = expert_N[lost_to]
+def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
+    """Find a stale arc's cheapest row; one that costs no more than the lost witness ends the search at once."""
+    start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N = rows
+    cost_EE, from_EE, to_EE = arcs
     lost_cost = cost_EE[k, j]
+    entries_N = order_N[start_E[k] : start_E[k + 1]]
+    first = np.searchsorted(entries_N, to_EE[k, j])
     cost_EE[k, j] = UNREACHED
-    from_EE[k, j] = -1
-    to_EE[k, j] = -1
-    entries_N = by_expert_N[start_E[k] : start_E[k + 1]]
-    first = np.searchsorted(entries_N, lost_from)
     for turn in range(entries_N.size):
         n = entries_N[(first + turn) % entries_N.size]
         if units_N[n] == 0:

@@ -67,22 +67,27 @@ def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, u
     """Shortest augmenting paths over the rows closest to a tie, over more of them until the others agree."""
     num_rows = len(undecided.token_R)
     count = _ROWS_PER_EXPERT * len(price_E)
+    price_E, room_E = price_E.copy(), room_E.copy()
+    units_N = np.zeros_like(undecided.score_N)
+    redo_R = np.ones(num_rows, np.bool_)
     while True:
         last_in_R, first_out_R = undecided.boundaries(price_E)
-        units_N, left_E = undecided.assign(price_E, (last_in_R, first_out_R), room_E, unit)
+        flow_kernels.reassign(
+            undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, last_in_R,
+            first_out_R, redo_R, unit, units_N, room_E,
+        )  # fmt: skip
         gap_R = last_in_R - first_out_R
         close_R = gap_R <= (np.partition(gap_R, count)[count] if count < num_rows else gap_R.max(initial=0))
         close, close_N = undecided.rows(close_R)
-        close_units_N, moved_E = units_N[close_N], price_E.copy()
-        by_expert_N, start_E, row_N = close.by_expert(len(price_E))
+        close_units_N = units_N[close_N]
         is_balanced = flow_kernels.reroute(
-            close.start_R, by_expert_N, start_E, row_N, close.expert_N, close.score_N, unit, close_units_N, moved_E,
-            left_E,
+            close.start_R, *close.by_expert(len(price_E)), close.expert_N, close.score_N, unit, close_units_N,
+            price_E, room_E,
         )  # fmt: skip
         units_N[close_N] = close_units_N
-        agrees = flow_kernels.rows_hold(
-            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, moved_E
+        num_wrong = flow_kernels.find_contradicted(
+            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, price_E, redo_R
         )
-        if (is_balanced and agrees) or close_R.all():
-            return Settlement(moved_E, close, close_units_N, is_balanced)
-        price_E, count = moved_E, _MORE_ROWS * count
+        if (is_balanced and num_wrong == 0) or close_R.all():
+            return Settlement(price_E, close, close_units_N, is_balanced)
+        count *= _MORE_ROWS

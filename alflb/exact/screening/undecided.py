@@ -64,16 +64,6 @@ class Undecided:
         flow_kernels.order_by_expert(self.start_R, self.expert_N, order_N, start_E, row_N)
         return order_N, start_E, row_N
 
-    def assign(
-        self, price_E: IntArray, boundaries: tuple[IntArray, IntArray], room_E: IntArray, unit: int
-    ) -> tuple[IntArray, IntArray]:
-        """Units of each entry when every row takes its best, ties by room; and the room that is left."""
-        units_N, room_E = np.empty_like(self.score_N), room_E.copy()
-        flow_kernels.assign(
-            self.start_R, self.picks_R, self.expert_N, self.score_N, price_E, *boundaries, unit, room_E, units_N
-        )
-        return units_N, room_E
-
 
 def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
     """Read all scores once: the undecided rows, and the certain picks of each expert (tokens)."""
