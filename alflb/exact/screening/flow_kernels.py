@@ -15,6 +15,8 @@ from numba import njit
 UNREACHED = 2**61
 """Cost of an arc that does not exist. Paths that do are below half of it, and sums stay inside int64."""
 
+_TIE_SWEEPS = 20
+
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -89,6 +91,35 @@ def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_
             units_N[choice] = unit
             room_E[expert_N[choice]] -= unit
             left -= 1
+    for _ in range(_TIE_SWEEPS):
+        if _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E) == 0:
+            break
+
+
+@njit(**_JIT)
+def _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+    """In each tied row, move one pick from the tied expert with least room to that with most; count the moves."""
+    moves = 0
+    for row in range(start_R.size - 1):
+        if last_in_R[row] > first_out_R[row]:
+            continue
+        giver = -1
+        taker = -1
+        for n in range(start_R[row], start_R[row + 1]):
+            k = expert_N[n]
+            if score_N[n] + price_E[k] != last_in_R[row]:
+                continue
+            if units_N[n] == unit and (giver < 0 or room_E[k] < room_E[expert_N[giver]]):
+                giver = n
+            if units_N[n] == 0 and (taker < 0 or room_E[k] > room_E[expert_N[taker]]):
+                taker = n
+        if giver >= 0 and taker >= 0 and room_E[expert_N[taker]] - room_E[expert_N[giver]] > unit:
+            units_N[giver] = 0
+            units_N[taker] = unit
+            room_E[expert_N[giver]] += unit
+            room_E[expert_N[taker]] -= unit
+            moves += 1
+    return moves
 
 
 @njit(**_JIT)

@@ -17,8 +17,8 @@ _PATIENCE = 2
 _GAIN = 0.8
 _CLOSER = 0.5
 _DAMPING = 0.85
-_ROWS_PER_EXPERT = 32
-"""Closest rows, for each expert, that the first attempt at rerouting looks at."""
+_ROWS_PER_PICK = 24
+"""Closest rows, for each misplaced pick, that the first attempt at rerouting looks at."""
 _MORE_ROWS = 4
 
 
@@ -66,7 +66,7 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
     """Shortest augmenting paths over the rows closest to a tie, over more of them until the others agree."""
     num_rows = len(undecided.token_R)
-    count = _ROWS_PER_EXPERT * len(price_E)
+    count = 0
     price_E, room_E = price_E.copy(), room_E.copy()
     units_N = np.zeros_like(undecided.score_N)
     redo_R = np.ones(num_rows, np.bool_)
@@ -76,6 +76,7 @@ def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, u
             undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, last_in_R,
             first_out_R, redo_R, unit, units_N, room_E,
         )  # fmt: skip
+        count = count or _ROWS_PER_PICK * max(len(price_E), int(np.maximum(room_E, 0).sum()) // unit)
         gap_R = last_in_R - first_out_R
         close_R = gap_R <= (np.partition(gap_R, count)[count] if count < num_rows else gap_R.max(initial=0))
         close, close_N = undecided.rows(close_R)
