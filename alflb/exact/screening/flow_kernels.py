@@ -176,6 +176,18 @@ def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untype
 
 
 @njit(**_JIT)
+def find_open(start_R, picks_R, expert_N, score_N, price_E, reach, open_R, rank_E):  # type: ignore[no-untyped-def]
+    """Mark the rows whose A - B is within `reach`; deduct the picks of the others from the ranks."""
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        open_R[row] = last_in - first_out <= reach
+        if not open_R[row]:
+            for n in range(start_R[row], start_R[row + 1]):
+                rank_E[expert_N[n]] -= score_N[n] + price_E[expert_N[n]] >= last_in
+
+
+@njit(**_JIT)
 def _select(values, index):  # type: ignore[no-untyped-def]
     """The value at `index` in ascending order (Hoare's quickselect, in place)."""
     low = 0

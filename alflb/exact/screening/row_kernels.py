@@ -251,7 +251,7 @@ def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest
             bits |= at_least(add(load(biased, start), load(width, start)), bound) << np.uint64(start - first)
         if num_experts - first < 64:
             bits &= (np.uint64(1) << np.uint64(num_experts - first)) - np.uint64(1)
-        while bits != 0:
+        while bits != np.uint64(0):
             k = first + lowest_bit(bits)
             bits &= bits - np.uint64(1)
             near[count] = k

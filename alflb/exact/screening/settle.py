@@ -17,6 +17,8 @@ _PATIENCE = 2
 _GAIN = 0.8
 _CLOSER = 0.5
 _DAMPING = 0.85
+_REACH = 2
+"""Longest steps that two prices may still move apart."""
 _ROWS_PER_PICK = 24
 """Closest rows, for each misplaced pick, that the first attempt at rerouting looks at."""
 _MORE_ROWS = 4
@@ -41,54 +43,85 @@ def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int)
 
 
 def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> IntArray:
-    """Exact damped quantile steps while they pay; the best prices seen."""
-    num_experts = len(price_E)
-    start_E = np.concatenate([[0], np.cumsum(np.bincount(undecided.expert_N, minlength=num_experts))])
-    margin_N = np.empty_like(undecided.score_N)
+    """Exact damped quantile steps while they pay; the best prices seen.
+
+    Rows that are farther from a tie than the steps can still reach are left out as the steps get shorter.
+    """
     rank_E = -(-room_E // unit)
-    step_E = np.empty_like(price_E)
-    best_E, least, reach, idle = price_E, np.inf, np.inf, 0
+    best_E, least, shortest, idle = price_E, np.inf, np.inf, 0
+    reach = np.inf
     while True:
-        flow_kernels.expert_margins(
-            undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, start_E, margin_N
-        )
-        misplaced = flow_kernels.quantile_steps(start_E, margin_N, rank_E, step_E)
+        misplaced, step_E = _quantile_steps(undecided, price_E, rank_E)
         longest = int(np.abs(step_E).max())
-        idle = 0 if misplaced < _GAIN * least or longest < _CLOSER * reach else idle + 1
-        reach = min(reach, longest)
+        idle = 0 if misplaced < _GAIN * least or longest < _CLOSER * shortest else idle + 1
+        shortest = min(shortest, longest)
         if misplaced < least:
             best_E, least = price_E, misplaced
-        if least <= num_experts or idle >= _PATIENCE:
+        if least <= len(price_E) or idle >= _PATIENCE:
             return best_E
         price_E = price_E - np.rint(_DAMPING * step_E).astype(np.int64)
+        if _REACH * longest < _CLOSER * reach:
+            reach = _REACH * longest
+            undecided = _leave_out(undecided, price_E, rank_E, reach)
+
+
+def _quantile_steps(undecided: Undecided, price_E: IntArray, rank_E: IntArray) -> tuple[int, IntArray]:
+    """Picks misplaced at these prices however ties fall, and the quantile each price should fall by."""
+    counts_E = np.bincount(undecided.expert_N, minlength=len(price_E))
+    start_E = np.concatenate([[0], np.cumsum(counts_E)])
+    margin_N, step_E = np.empty_like(undecided.score_N), np.empty_like(price_E)
+    flow_kernels.expert_margins(
+        undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, start_E, margin_N
+    )
+    return flow_kernels.quantile_steps(start_E, margin_N, rank_E, step_E), step_E
+
+
+def _leave_out(undecided: Undecided, price_E: IntArray, rank_E: IntArray, reach: int) -> Undecided:
+    """The rows within `reach` of a tie; the picks of the others are deducted from the ranks."""
+    open_R = np.empty(len(undecided.token_R), np.bool_)
+    flow_kernels.find_open(
+        undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, reach, open_R, rank_E
+    )
+    return undecided.rows(open_R)[0]
 
 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
     """Shortest augmenting paths over the rows closest to a tie, over more of them until the others agree."""
     num_rows = len(undecided.token_R)
-    count = 0
     price_E, room_E = price_E.copy(), room_E.copy()
-    units_N = np.zeros_like(undecided.score_N)
-    redo_R = np.ones(num_rows, np.bool_)
+    units_N, redo_R = np.zeros_like(undecided.score_N), np.ones(num_rows, np.bool_)
+    count = 0
     while True:
-        last_in_R, first_out_R = undecided.boundaries(price_E)
-        flow_kernels.reassign(
-            undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, last_in_R,
-            first_out_R, redo_R, unit, units_N, room_E,
-        )  # fmt: skip
-        count = count or _ROWS_PER_PICK * max(len(price_E), int(np.maximum(room_E, 0).sum()) // unit)
-        gap_R = last_in_R - first_out_R
+        gap_R = _choose_again(undecided, price_E, room_E, unit, units_N, redo_R)
+        misplaced = int(np.maximum(room_E, 0).sum()) // unit
+        count = _MORE_ROWS * count or _ROWS_PER_PICK * max(len(price_E), misplaced)
         close_R = gap_R <= (np.partition(gap_R, count)[count] if count < num_rows else gap_R.max(initial=0))
         close, close_N = undecided.rows(close_R)
-        close_units_N = units_N[close_N]
+        new_units_N, new_price_E, new_room_E = units_N[close_N], price_E.copy(), room_E.copy()
         is_balanced = flow_kernels.reroute(
-            close.start_R, *close.by_expert(len(price_E)), close.expert_N, close.score_N, unit, close_units_N,
-            price_E, room_E,
+            close.start_R, *close.by_expert(len(price_E)), close.expert_N, close.score_N, unit, new_units_N,
+            new_price_E, new_room_E,
         )  # fmt: skip
-        units_N[close_N] = close_units_N
+        old_units_N = units_N[close_N]
+        units_N[close_N] = new_units_N
         num_wrong = flow_kernels.find_contradicted(
-            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, price_E, redo_R
+            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, new_price_E, redo_R
         )
         if (is_balanced and num_wrong == 0) or close_R.all():
-            return Settlement(price_E, close, close_units_N, is_balanced)
-        count *= _MORE_ROWS
+            return Settlement(new_price_E, close, new_units_N, is_balanced)
+        if is_balanced and num_wrong < misplaced:
+            price_E, room_E = new_price_E, new_room_E
+        else:
+            units_N[close_N] = old_units_N
+            redo_R[:] = False
+
+
+def _choose_again(
+    undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int, units_N: IntArray, redo_R: NDArray[np.bool_]
+) -> IntArray:
+    """Let the rows marked choose again at these prices, in place; the distance of every row from a tie, A - B."""
+    last_in_R, first_out_R = np.empty_like(undecided.token_R), np.empty_like(undecided.token_R)
+    matrix = undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N
+    flow_kernels.row_boundaries(*matrix, price_E, last_in_R, first_out_R)
+    flow_kernels.reassign(*matrix, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E)
+    return last_in_R - first_out_R

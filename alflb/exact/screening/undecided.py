@@ -49,14 +49,6 @@ class Undecided:
         )
         return kept, keep_N
 
-    def boundaries(self, price_E: IntArray) -> tuple[IntArray, IntArray]:
-        """A and B of every row: its last priced score that is picked, and the first that is not."""
-        last_in_R, first_out_R = np.empty_like(self.token_R), np.empty_like(self.token_R)
-        flow_kernels.row_boundaries(
-            self.start_R, self.picks_R, self.expert_N, self.score_N, price_E, last_in_R, first_out_R
-        )
-        return last_in_R, first_out_R
-
     def by_expert(self, num_experts: int) -> tuple[IntArray, IntArray, IntArray]:
         """Entries ordered by expert, where each expert's begin, and the row of each entry."""
         order_N, row_N = np.empty_like(self.score_N), np.empty_like(self.score_N)
