@@ -8,6 +8,7 @@ the windows shrink to what the sampling error leaves open.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ _WIDEN = 4.0
 """Growth of a window that missed its quantile."""
 _SETTLED = 1.5
 """Mean step, in sampling errors, after which the next steps are not worth their time."""
-_LEAST_SHRINK = 0.5
+_LEAST_SHRINK = 0.4
 """Part of the window kept when the sample is everything, for what the steps themselves left open."""
 
 
@@ -59,22 +60,20 @@ def guess_bias(
     span = 2.0 * source.largest or 1.0
     narrowest = np.finfo(source.dtype).eps * span
     width_E = np.full(len(bias_E), span)
-    rows = min(num_rows, _FIRST_ROWS)
-    while True:
+    levels = max(0, math.ceil(math.log(num_rows / _FIRST_ROWS, _GROWTH)))
+    for rows in (max(1, num_rows // _GROWTH**level) for level in range(levels, -1, -1)):
         part_M = rows_M[np.arange(rows) * num_rows // rows]
         for _ in range(_MOST_STEPS):
             step = quantile_step(scores_TE, part_M, top_k, share_E * rows, bias_E, width_E)
             bias_E = bias_E - _DAMPING * step.shift_E
             bias_E = bias_E - bias_E.mean()
             noise_E = np.maximum(step.noise_E, narrowest)
-            usual_E = 4.5 * noise_E + 2.5 * np.median(noise_E)
+            usual_E = 3.5 * (noise_E + np.quantile(noise_E, 0.9))
             width_E = np.clip(np.where(step.missed_E, _WIDEN * width_E, usual_E), narrowest, span)
             if not step.missed_E.any() and np.mean(np.abs(step.shift_E) / noise_E) < _SETTLED:
                 break
-        if rows == num_rows:
-            unseen = np.sqrt(1.0 - num_rows / source.num_tokens)
-            return BiasGuess(bias_E, width_E * max(_LEAST_SHRINK, unseen))
-        rows = min(num_rows, rows * _GROWTH)
+    unseen = np.sqrt(1.0 - num_rows / source.num_tokens)
+    return BiasGuess(bias_E, width_E * max(_LEAST_SHRINK, unseen))
 
 
 def quantile_step(

@@ -17,8 +17,6 @@ from alflb.problem import AssignmentProblem, FloatArray
 
 _CHUNK = 2**13
 """Rows handled together."""
-_SMALL = 2**15
-"""Arrays of so many rows are their own sample."""
 _SAMPLE = 2**18
 """Most rows of an array's sample."""
 _STREAM_SAMPLE = 2**20
@@ -52,9 +50,7 @@ class ArraySource:
 
     def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """One row from each of equal stretches, at a random place in it (regular steps could beat in time)."""
-        size = self.num_tokens
-        if size > _SMALL:
-            size = min(max(size // 8, _SMALL), _SAMPLE)
+        size = min(self.num_tokens, _SAMPLE)
         edges = np.arange(size) * self.num_tokens // size
         places = np.random.default_rng(0).random(size) * np.diff(edges, append=self.num_tokens)
         return self.scores_TE, edges + places.astype(np.int64)
