@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from alflb.exact.screening.vectors import (
     WIDTH,
     add,
+    append_chosen,
     at_least,
     larger,
     least_element,
     load,
-    lowest_bit,
     no_ranks,
     off_grid,
     rank_against,
@@ -199,7 +199,7 @@ def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
     """Biased scores with pads at the lowest value; lane maxima; the survivors' experts and values."""
     biased = np.full(bias_P.size, lowest, bias_P.dtype)
     value = np.empty(bias_P.size + WIDTH, bias_P.dtype)
-    return biased, np.empty(lanes, bias_P.dtype), np.empty(bias_P.size, np.int64), value
+    return biased, np.empty(lanes, bias_P.dtype), np.empty(bias_P.size + WIDTH, np.int32), value
 
 
 @njit(**_JIT)
@@ -245,18 +245,11 @@ def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest
         store(lane_best, lane, best)
     _, bound = _boundary(lane_best, lanes, top_k, highest)
     count = 0
-    for first in range(0, num_experts, 64):
-        bits = np.uint64(0)
-        for start in range(first, min(first + 64, biased.size), WIDTH):
-            bits |= at_least(add(load(biased, start), load(width, start)), bound) << np.uint64(start - first)
-        if num_experts - first < 64:
-            bits &= (np.uint64(1) << np.uint64(num_experts - first)) - np.uint64(1)
-        while bits != np.uint64(0):
-            k = first + lowest_bit(bits)
-            bits &= bits - np.uint64(1)
-            near[count] = k
-            value[count] = biased[k]
-            count += 1
+    for start in range(0, num_experts, WIDTH):
+        bits = at_least(add(load(biased, start), load(width, start)), bound)
+        if num_experts - start < WIDTH:
+            bits &= (np.uint64(1) << np.uint64(num_experts - start)) - np.uint64(1)
+        count = append_chosen(biased, start, bits, near, value, count)
     store(value, count, splat(lowest))
     return count
 
