@@ -20,7 +20,7 @@ from alflb.problem import FloatArray
 
 _DAMPING = 0.85
 """1 oscillates between two experts, 0.5 is slow."""
-_FIRST_ROWS = 512
+_FIRST_ROWS = 256
 _GROWTH = 4
 _MOST_STEPS = 12
 _WIDEN = 4.0

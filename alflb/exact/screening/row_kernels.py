@@ -142,48 +142,66 @@ def certify_rows(  # type: ignore[no-untyped-def]
     flat = scores_TE.reshape(-1)
     biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
     share = np.empty(price_P.size, np.int64)
+    chosen = np.empty(price_P.size, np.int32)
     no_width_P = np.zeros(price_P.size, np.int64)
     row = np.searchsorted(token_R, first_token)
     total = 0.0
     lossless = True
     num_splits = 0
     for token in range(num_tokens):
-        lossless &= _add_price(flat, token * num_experts, num_experts, per_unit, price_P, biased)
+        start = token * num_experts
+        lossless &= _add_price(flat, start, num_experts, per_unit, price_P, biased)
         count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
         last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
-        while row < token_R.size and token_R[row] < first_token + token:
-            row += 1
-        is_tied = last_in == first_out
-        is_listed = is_tied and row < token_R.size and token_R[row] == first_token + token
-        left = top_k * unit
-        is_split = False
-        for n in range(count):
-            share[n] = unit if value[n] > last_in or (value[n] == last_in and not is_tied) else 0
-            if is_listed and value[n] == last_in:
-                share[n] = _listed_units(row, near[n], start_R, expert_N, units_N)
+        picks = 0
+        if last_in > first_out:
+            for n in range(count):
+                k = near[n]
+                is_in = value[n] >= last_in
+                load_E[k] += unit * is_in
+                total += np.float64(flat[start + k]) if is_in else 0.0
+                chosen[picks] = k
+                picks += is_in
+        else:
+            while row < token_R.size and token_R[row] < first_token + token:
+                row += 1
+            is_listed = row < token_R.size and token_R[row] == first_token + token
+            listed = row if is_listed else -1
+            if _break_tie(near, value, count, last_in, top_k * unit, unit, listed, start_R, expert_N, units_N, share):
+                return total, lossless, num_splits, False
+            is_split = False
+            for n in range(count):
                 is_split |= 0 < share[n] < unit
-            left -= share[n]
-        for n in range(count):
-            if left > 0 and value[n] == last_in and not is_listed:
-                share[n] = unit
-                left -= unit
-        if left != 0:
-            return total, lossless, num_splits, False
-        pick = 0
-        for n in range(count):
-            if share[n] == 0:
-                continue
-            load_E[near[n]] += share[n]
-            total += np.float64(flat[token * num_experts + near[n]]) * (share[n] / unit)
-            if is_split:
-                split_S3[num_splits, 0] = first_token + token
-                split_S3[num_splits, 1] = near[n]
-                split_S3[num_splits, 2] = share[n]
-                num_splits += 1
-            elif experts_TK.shape[0] > 0:
-                experts_TK[token, pick] = near[n]
-                pick += 1
+            for n in range(count):
+                k = near[n]
+                load_E[k] += share[n]
+                if share[n] > 0:
+                    total += np.float64(flat[start + k]) * (share[n] / unit)
+                if is_split and share[n] > 0:
+                    split_S3[num_splits, 0] = first_token + token
+                    split_S3[num_splits, 1] = k
+                    split_S3[num_splits, 2] = share[n]
+                    num_splits += 1
+                chosen[picks] = k
+                picks += share[n] == unit and picks < top_k
+        if experts_TK.shape[0] > 0:
+            experts_TK[token, :] = chosen[:top_k]
     return total, lossless, num_splits, True
+
+
+@njit(**_JIT)
+def _break_tie(near, value, count, last_in, left, unit, row, start_R, expert_N, units_N, share):  # type: ignore[no-untyped-def]
+    """Share out `left` units of a tied row: all above the tie, then as listed, or by index; the units not placed."""
+    for n in range(count):
+        share[n] = unit if value[n] > last_in else 0
+        if value[n] == last_in and row >= 0:
+            share[n] = _listed_units(row, near[n], start_R, expert_N, units_N)
+        left -= share[n]
+    for n in range(count):
+        if row < 0 and value[n] == last_in and left > 0:
+            share[n] = unit
+            left -= unit
+    return left
 
 
 @njit(**_JIT)
