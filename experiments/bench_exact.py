@@ -162,6 +162,7 @@ def bench_instance(family: str, size: tuple[int, int, int], repeats: int, with_p
 
 def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
     """The optimal value, and the most memory allocated at any time while solving, bytes."""
+    solve_exact(problem, method="screen")
     tracemalloc.start()
     value = solve_exact(problem, method="screen").value
     peak = tracemalloc.get_traced_memory()[1]

@@ -69,7 +69,8 @@ class AssignmentSolution:
     load_E: NDArray[np.float64]
     """Loads of the plan, tokens."""
     plan: csr_array | None
-    """Optimal x, shape (T, E); 0/1 when the targets are whole numbers; None for problems read in batches."""
+    """Optimal x, shape (T, E); 0/1 when the targets are whole numbers (in bytes, to save memory, if nothing else is
+    needed); None for problems read in batches."""
     dual_value: float
     """D(p*), or for a solver that rounds scores the proven upper bound of LP* next to it."""
     residuals: Residuals

@@ -57,8 +57,9 @@ def guess_bias(
     scores_TE, rows_M = source.sample()
     num_rows = len(rows_M)
     share_E = target_E / source.num_tokens
-    span = 2.0 * source.largest or 1.0
-    narrowest = np.finfo(source.dtype).eps * span
+    precision = np.finfo(source.dtype)
+    span = max(2.0 * source.largest, 2.0**40 * precision.tiny)
+    narrowest = precision.eps * span
     width_E = np.full(len(bias_E), span)
     levels = max(0, math.ceil(math.log(num_rows / _FIRST_ROWS, _GROWTH)))
     for rows in (max(1, num_rows // _GROWTH**level) for level in range(levels, -1, -1)):

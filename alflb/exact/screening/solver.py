@@ -17,6 +17,8 @@ from alflb.exact.screening.units import Grid, target_units
 
 _SCREENINGS = 7
 """Attempts with ever wider windows before screening is switched off."""
+_HEADROOM = 2.0**-24
+"""Part of the floating-point range that scores may use if biases and windows are to stay inside it."""
 _WIDEN_SHORT = 4.0
 """Growth of the windows of experts whose undecided entries cannot meet the target."""
 _WIDEN_ALL = 2.0
@@ -60,9 +62,10 @@ def find_optimum(
     """
     grid = Grid.finest(source.largest, source.num_experts)
     target_units_E, unit = target_units(target_E, source.num_tokens, top_k)
-    guess = guess_bias(source, top_k, target_E, bias_E)
+    can_screen = source.largest < np.finfo(source.dtype).max * _HEADROOM
+    guess = guess_bias(source, top_k, target_E, bias_E) if can_screen else BiasGuess(0.0 * bias_E, 0.0 * bias_E)
     near_miss = False
-    for attempt in range(_SCREENINGS + 1):
+    for attempt in range(0 if can_screen else _SCREENINGS, _SCREENINGS + 1):
         if attempt < _SCREENINGS:
             undecided, certain_E = screen(source, guess, top_k, grid)
         else:

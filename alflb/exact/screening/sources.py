@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from alflb.exact.batched import BatchedProblem
 from alflb.problem import AssignmentProblem, FloatArray
 
-_CHUNK = 2**13
-"""Rows handled together."""
+CHUNK = 2**12
+"""Most rows handled together."""
 _SAMPLE = 2**18
 """Most rows of an array's sample."""
 _STREAM_SAMPLE = 2**20
@@ -36,7 +36,7 @@ class ScoreSource(Protocol):
         """An array of scores, and the indices of those of its rows that represent all rows."""
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
-        """(index of the first row, rows) from first to last; may be called repeatedly."""
+        """(index of the first row, at most CHUNK rows) from first to last; may be called repeatedly."""
 
 
 class ArraySource:
@@ -96,8 +96,8 @@ class BatchSource:
 
 
 def _slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:
-    for first in range(0, len(scores_TE), _CHUNK):
-        yield first, scores_TE[first : first + _CHUNK]
+    for first in range(0, len(scores_TE), CHUNK):
+        yield first, scores_TE[first : first + CHUNK]
 
 
 def _largest_finite(scores_TE: FloatArray) -> float:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from alflb.exact.screening import flow_kernels, row_kernels
 from alflb.exact.screening.guess import BiasGuess
-from alflb.exact.screening.sources import ScoreSource
+from alflb.exact.screening.sources import CHUNK, ScoreSource
 from alflb.exact.screening.units import Grid
-from alflb.problem import FloatArray
 
 IntArray = NDArray[np.int64]
 
@@ -59,49 +58,31 @@ class Undecided:
 
 def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
     """Read all scores once: the undecided rows, and the certain picks of each expert (tokens)."""
-    certain_E = np.zeros(source.num_experts, dtype=np.int64)
-    dtype = source.dtype
-    lanes = row_kernels.num_lanes(top_k)
+    dtype, num_experts, lanes = source.dtype, source.num_experts, row_kernels.num_lanes(top_k)
     bias_P = row_kernels.padded(guess.bias_E.astype(dtype), lanes)
     width_E = guess.width_E + _GUARD * np.finfo(dtype).eps * source.largest
     width_P = row_kernels.padded(width_E.astype(dtype), lanes)
-    parts = [
-        _screen_chunk(first, rows, bias_P, width_P, top_k, lanes, grid, certain_E) for first, rows in source.chunks()
-    ]
-    lengths = np.concatenate([part.start_R[1:] - part.start_R[:-1] for part in parts])
-    undecided = Undecided(
-        np.concatenate([part.token_R for part in parts]),
-        np.concatenate([part.picks_R for part in parts]),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        np.concatenate([part.expert_N for part in parts]),
-        np.concatenate([part.score_N for part in parts]),
-    )
-    return undecided, certain_E
-
-
-def _screen_chunk(
-    first: int,
-    scores_CE: FloatArray,
-    bias_P: FloatArray,
-    width_P: FloatArray,
-    top_k: int,
-    lanes: int,
-    grid: Grid,
-    certain_E: IntArray,
-) -> Undecided:
-    size = len(scores_CE)
-    token_R, picks_R, end_R = np.empty(size, np.int64), np.empty(size, np.int32), np.empty(size, np.int64)
-    expert_N, score_N = np.empty(scores_CE.size, np.int32), np.empty(scores_CE.size, np.int64)
-    num_rows, num_entries = row_kernels.collect_undecided(
-        scores_CE, bias_P, width_P, top_k, lanes, grid.per_unit, certain_E, token_R, picks_R, end_R, expert_N, score_N
-    )
-    return Undecided(
-        token_R[:num_rows] + first,
-        picks_R[:num_rows].copy(),
-        np.concatenate([[0], end_R[:num_rows]]),
-        expert_N[:num_entries].copy(),
-        score_N[:num_entries].copy(),
-    )
+    certain_E = np.zeros(num_experts, np.int64)
+    token_C, picks_C, end_C = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int32), np.empty(CHUNK, np.int64)
+    expert_N, score_N = np.empty(CHUNK * num_experts, np.int32), np.empty(CHUNK * num_experts, np.int64)
+    parts = []
+    for first, scores_CE in source.chunks():
+        num_rows, num_entries = row_kernels.collect_undecided(
+            scores_CE, bias_P, width_P, top_k, lanes, grid.per_unit, certain_E, token_C, picks_C, end_C, expert_N,
+            score_N,
+        )  # fmt: skip
+        length_R = np.diff(end_C[:num_rows], prepend=0)
+        written = (
+            token_C[:num_rows] + first,
+            picks_C[:num_rows],
+            length_R,
+            expert_N[:num_entries],
+            score_N[:num_entries],
+        )
+        parts.append([array.copy() for array in written])
+    token_R, picks_R, length_R, expert_N, score_N = (np.concatenate(arrays) for arrays in zip(*parts))
+    start_R = np.concatenate([[0], np.cumsum(length_R)])
+    return Undecided(token_R, picks_R, start_R, expert_N, score_N), certain_E
 
 
 def list_all(source: ScoreSource, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
