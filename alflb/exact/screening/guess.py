@@ -25,6 +25,10 @@ _GROWTH = 4
 _MOST_STEPS = 12
 _WIDEN = 4.0
 """Growth of a window that missed its quantile."""
+_STEP_WIDTH = 2.0
+"""Window of the next step, in sampling errors of its own and the typical expert's bias; to miss costs one more."""
+_FINAL_WIDTH = 3.5
+"""The same for the window that is handed over; a margin moves with the biases of two experts."""
 _SETTLED = 1.5
 """Mean step, in sampling errors, after which the next steps are not worth their time."""
 _LEAST_SHRINK = 0.4
@@ -69,12 +73,12 @@ def guess_bias(
             bias_E = bias_E - _DAMPING * step.shift_E
             bias_E = bias_E - bias_E.mean()
             noise_E = np.maximum(step.noise_E, narrowest)
-            usual_E = 3.5 * (noise_E + np.quantile(noise_E, 0.9))
+            usual_E = _STEP_WIDTH * (noise_E + np.quantile(noise_E, 0.9))
             width_E = np.clip(np.where(step.missed_E, _WIDEN * width_E, usual_E), narrowest, span)
             if not step.missed_E.any() and np.mean(np.abs(step.shift_E) / noise_E) < _SETTLED:
                 break
     unseen = np.sqrt(1.0 - num_rows / source.num_tokens)
-    return BiasGuess(bias_E, width_E * max(_LEAST_SHRINK, unseen))
+    return BiasGuess(bias_E, width_E * (_FINAL_WIDTH / _STEP_WIDTH) * max(_LEAST_SHRINK, unseen))
 
 
 def quantile_step(

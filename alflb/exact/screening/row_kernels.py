@@ -185,7 +185,8 @@ def certify_rows(  # type: ignore[no-untyped-def]
                 chosen[picks] = k
                 picks += share[n] == unit and picks < top_k
         if experts_TK.shape[0] > 0:
-            experts_TK[token, :] = chosen[:top_k]
+            for pick in range(top_k):
+                experts_TK[token, pick] = chosen[pick]
     return total, lossless, num_splits, True
 
 
