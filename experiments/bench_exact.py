@@ -172,9 +172,8 @@ def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
 
 def provenance() -> str:
     """Machine and versions, one line."""
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numba", "ortools", "cvxpy", "highspy")
-    )
+    packages = [name for name in ("numpy", "numba", "ortools", "cvxpy", "highspy") if importlib.util.find_spec(name)]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"{processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; one thread"
 
 

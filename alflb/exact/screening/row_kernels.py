@@ -269,16 +269,16 @@ def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest
         if num_experts - start < WIDTH:
             bits &= (np.uint64(1) << np.uint64(num_experts - start)) - np.uint64(1)
         count = append_chosen(biased, start, bits, near, value, count)
-    store(value, count, splat(lowest))
+    store(value, count, splat(lowest))  # one pad counts as a value, for rows with no more than K experts allowed
     return count
 
 
 @njit(**_JIT)
 def _boundary(value, count, top_k, highest):  # type: ignore[no-untyped-def]
-    """The K-th and (K+1)-th largest of the first `count` values; pads at the lowest value follow them."""
+    """The K-th and (K+1)-th largest of the first `count` values; the last vector may be padded with lower ones."""
     last_in = splat(highest)
     first_out = splat(highest)
-    for start in range(0, count + 1, WIDTH):
+    for start in range(0, count, WIDTH):
         here = load(value, start)
         rank = no_ranks()
         for n in range(count):

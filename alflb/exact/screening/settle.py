@@ -1,4 +1,9 @@
-"""Stages 3 and 4: settle the undecided entries exactly, in integers."""
+"""Stages 3 and 4: settle the undecided entries exactly, in integers.
+
+The quantile steps of stage 1, now on the undecided entries and without rounding, bring the loads within about a
+token of the targets. What is left to move then goes along shortest paths in the graph of experts, which also
+yields prices at which nobody wants to move: an optimum of the sparse problem.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +20,16 @@ IntArray = NDArray[np.int64]
 _PATIENCE = 2
 """Quantile steps without gain or shortening before they are given up."""
 _GAIN = 0.8
+"""Part of the misplaced picks that a gainful step leaves."""
 _CLOSER = 0.5
+"""Part of the length that a shortening step has."""
 _DAMPING = 0.85
 _REACH = 2
-"""Longest steps that two prices may still move apart."""
+"""By how many of the longest step two prices may still move apart."""
 _ROWS_PER_PICK = 24
 """Closest rows, for each misplaced pick, that the first attempt at rerouting looks at."""
 _MORE_ROWS = 4
+"""Growth of that number from attempt to attempt."""
 
 
 class Settlement(NamedTuple):
@@ -86,7 +94,11 @@ def _leave_out(undecided: Undecided, price_E: IntArray, rank_E: IntArray, reach:
 
 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
-    """Shortest augmenting paths over the rows closest to a tie, over more of them until the others agree."""
+    """Shortest augmenting paths over the rows closest to a tie, over more of them until the others agree.
+
+    An attempt that leaves fewer rows wrong than there were misplaced picks is kept, and those rows choose again;
+    other attempts are undone.
+    """
     num_rows = len(undecided.token_R)
     price_E, room_E = price_E.copy(), room_E.copy()
     units_N, redo_R = np.zeros_like(undecided.score_N), np.ones(num_rows, np.bool_)

@@ -1,9 +1,8 @@
-"""Stages 2 to 4: keep the undecided entries, settle them exactly in integers.
+"""Stage 2: screen all scores, keep what the guess leaves undecided.
 
-Screening reads all scores once and splits the picks of each token, given a guess of the bias with a window for
-each expert, into certain ones and undecided ones. The undecided entries of the undecided tokens are a small sparse
-problem with the same E prices, and from here on everything is integer: quantile steps on all of them bring the
-loads within about one token of the targets, and shortest augmenting paths finish.
+Given a bias with a window around each expert's, one pass splits the picks of each token into certain ones, which
+are only counted, and undecided ones. The undecided entries form a small sparse problem with the same E prices;
+from here on everything is integer.
 """
 
 from __future__ import annotations
