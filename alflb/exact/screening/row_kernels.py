@@ -25,6 +25,7 @@ from alflb.exact.screening.vectors import (
     add,
     append_chosen,
     at_least,
+    finite_size,
     larger,
     least_element,
     load,
@@ -54,6 +55,22 @@ def num_lanes(top_k: int) -> int:
 def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
     """The values followed by zeros, in whole lanes."""
     return np.pad(values_E, (0, -len(values_E) % lanes))
+
+
+@njit(**_JIT)
+def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
+    """The largest |score|, -inf left out."""
+    flat = scores_TE.reshape(-1)
+    sizes = np.zeros(WIDTH, flat.dtype)
+    whole = flat.size - flat.size % WIDTH
+    largest = load(sizes, 0)
+    for n in range(0, whole, WIDTH):
+        largest = larger(largest, finite_size(load(flat, n)))
+    store(sizes, 0, largest)
+    for n in range(whole, flat.size):
+        if flat[n] > -np.inf:
+            sizes[0] = max(sizes[0], abs(flat[n]))
+    return np.float64(sizes.max())
 
 
 @njit(**_JIT)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact.batched import BatchedProblem
+from alflb.exact.screening.row_kernels import largest_finite
 from alflb.problem import AssignmentProblem, FloatArray
 
 CHUNK = 2**12
@@ -46,7 +47,7 @@ class ArraySource:
         self.scores_TE = problem.scores_TE
         self.num_tokens, self.num_experts = self.scores_TE.shape
         self.dtype = self.scores_TE.dtype
-        self.largest = max(_largest_finite(rows) for _, rows in self.chunks())
+        self.largest = largest_finite(self.scores_TE)
 
     def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """One row from each of equal stretches, at a random place in it (regular steps could beat in time)."""
@@ -75,7 +76,7 @@ class BatchSource:
             offsets = np.arange(-self.num_tokens % step, len(batch), step)
             kept.append(batch[np.minimum(offsets + rng.integers(step, size=len(offsets)), len(batch) - 1)])
             self.num_tokens += len(batch)
-            self.largest = max(self.largest, _largest_finite(batch))
+            self.largest = max(self.largest, largest_finite(batch))
             if sum(map(len, kept)) > _STREAM_SAMPLE:
                 kept, step = [np.concatenate(kept)[::2]], 2 * step
         self._sample = _read_only(np.concatenate(kept))
@@ -98,14 +99,6 @@ class BatchSource:
 def _slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:
     for first in range(0, len(scores_TE), CHUNK):
         yield first, scores_TE[first : first + CHUNK]
-
-
-def _largest_finite(scores_TE: FloatArray) -> float:
-    """The largest |score|, -inf left out."""
-    highest, lowest = float(scores_TE.max()), float(scores_TE.min())
-    if lowest == -np.inf:
-        lowest = float(np.min(scores_TE, where=scores_TE > -np.inf, initial=highest))
-    return max(abs(highest), abs(lowest))
 
 
 def _read_only(rows: FloatArray) -> FloatArray:

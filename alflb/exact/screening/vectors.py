@@ -110,6 +110,21 @@ def larger(typingctx, left, right):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def finite_size(typingctx, vector):  # type: ignore[no-untyped-def]
+    """Element by element, the absolute value; 0 for an infinite one."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        vector_type = args[0].type
+        name = f"llvm.fabs.v{WIDTH}f{signature.args[0].dtype.bitwidth}"
+        fabs = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector_type, [vector_type]), name)
+        size = builder.call(fabs, (args[0],))
+        finite = builder.fcmp_ordered("<", size, ir.Constant(vector_type, [np.inf] * WIDTH))
+        return builder.select(finite, size, ir.Constant(vector_type, [0.0] * WIDTH))
+
+    return vector(vector), codegen
+
+
+@intrinsic
 def smaller_if(typingctx, least, vector, rank, limit):  # type: ignore[no-untyped-def]
     """Where rank <= limit, the smaller of `least` and `vector`; elsewhere `least`."""
 
