@@ -64,6 +64,7 @@ def guess_bias(
     precision = np.finfo(source.dtype)
     span = max(2.0 * source.largest, 2.0**40 * precision.tiny)
     narrowest = precision.eps * span
+    bias_E = np.maximum(bias_E - bias_E.max(), -span)  # some optimal bias spreads no wider, bar forbidden pairs
     width_E = np.full(len(bias_E), span)
     levels = max(0, math.ceil(math.log(num_rows / _FIRST_ROWS, _GROWTH)))
     for rows in (max(1, num_rows // _GROWTH**level) for level in range(levels, -1, -1)):
