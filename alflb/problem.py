@@ -90,6 +90,19 @@ def check_bias(bias: ArrayLike, num_experts: int, *, name: str = "bias") -> NDAr
     return array.astype(np.float64)
 
 
+def check_target(target: ArrayLike | None, num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.float64]:
+    """Return target loads in tokens, exact balance for None; ValueError unless within [0, T] with sum K T."""
+    if target is None:
+        return target_load_E(num_tokens, num_experts, top_k)
+    target_E = check_bias(target, num_experts, name="target_E")
+    if target_E.min() < 0 or target_E.max() > num_tokens:
+        raise ValueError(f"target_E holds values outside [0, {num_tokens}]; an expert takes a token at most once")
+    picks = top_k * num_tokens
+    if abs(target_E.sum() - picks) > 1e-9 * picks:
+        raise ValueError(f"target_E sums to {target_E.sum():g}; it must sum to top_k * num_tokens = {picks}")
+    return target_E
+
+
 @dataclass(frozen=True, eq=False)
 class AssignmentProblem:
     r"""Balanced top-K assignment of tokens to experts (problem P of the theory page).
@@ -132,7 +145,8 @@ class AssignmentProblem:
         scores_TE.flags.writeable = False
         object.__setattr__(self, "scores_TE", scores_TE)
         object.__setattr__(self, "top_k", check_top_k(self.top_k, self.num_experts))
-        object.__setattr__(self, "target_E", self._checked_target(self.target_E))
+        target_E = check_target(self.target_E, self.num_tokens, self.num_experts, self.top_k)
+        object.__setattr__(self, "target_E", target_E)
         self._check_enough_experts_allowed()
 
     @property
@@ -159,19 +173,6 @@ class AssignmentProblem:
     def score_range(self) -> float:
         """rho, the largest over tokens of (highest - lowest score); inf when a pair is forbidden."""
         return float(np.max(np.max(self.scores_TE, axis=1) - np.min(self.scores_TE, axis=1).astype(np.float64)))
-
-    def _checked_target(self, target: ArrayLike | None) -> NDArray[np.float64]:
-        if target is None:
-            return np.full(self.num_experts, self.target_load)
-        target_E = check_bias(target, self.num_experts, name="target_E")
-        if target_E.min() < 0 or target_E.max() > self.num_tokens:
-            raise ValueError(
-                f"target_E holds values outside [0, {self.num_tokens}]; an expert takes a token at most once"
-            )
-        picks = self.top_k * self.num_tokens
-        if abs(target_E.sum() - picks) > 1e-9 * picks:
-            raise ValueError(f"target_E sums to {target_E.sum():g}; it must sum to top_k * num_tokens = {picks}")
-        return target_E
 
     def _check_enough_experts_allowed(self) -> None:
         allowed_T = np.count_nonzero(self.scores_TE > -np.inf, axis=1)

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from alflb.exact._facade import method_names, solve_exact
-from alflb.exact._solution import AssignmentSolution, Residuals, SolverError, certify
+from alflb.exact._solution import AssignmentSolution, Quantisation, Residuals, SolverError, certify
+from alflb.exact.batched import BatchedProblem
 
-__all__ = ["AssignmentSolution", "Residuals", "SolverError", "certify", "method_names", "solve_exact"]
+__all__ = [
+    "AssignmentSolution",
+    "BatchedProblem",
+    "Quantisation",
+    "Residuals",
+    "SolverError",
+    "certify",
+    "method_names",
+    "solve_exact",
+]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+
+from numpy.typing import ArrayLike
 
 from alflb.exact._solution import AssignmentSolution, certify
+from alflb.exact.batched import BatchedProblem
 from alflb.problem import AssignmentProblem
 from alflb.registry import unknown_name
 
@@ -13,6 +15,7 @@ _MODULES = {
     "cvxpy": "alflb.exact.cvxpy_",
     "highs": "alflb.exact.highs",
     "mincostflow": "alflb.exact.mincostflow",
+    "screen": "alflb.exact.screening",
 }
 
 
@@ -21,7 +24,9 @@ def method_names() -> list[str]:
     return ["auto", *sorted(_MODULES)]
 
 
-def solve_exact(problem: AssignmentProblem, *, method: str = "auto") -> AssignmentSolution:
+def solve_exact(
+    problem: AssignmentProblem | BatchedProblem, *, method: str = "auto", bias_init: ArrayLike | None = None
+) -> AssignmentSolution:
     r"""Solve the assignment LP to optimality and certify the answer independently of the solver.
 
     .. math:: \max_x \sum_{ik} \gamma_{ik} x_{ik} \;\text{s.t.}\; \sum_k x_{ik} = K,\; \sum_i x_{ik} = L_k,\;
@@ -29,23 +34,27 @@ def solve_exact(problem: AssignmentProblem, *, method: str = "auto") -> Assignme
 
     Parameters
     ----------
-    problem : AssignmentProblem
-    method : {"auto", "cvxpy", "highs", "mincostflow"}
-        "cvxpy" states the LP as the paper does (reference; slow); "highs" poses the same LP to HiGHS directly;
-        "mincostflow" scales scores to integers for OR-Tools (fastest; needs the extra ``flow``). "auto" takes
-        min-cost flow where it is installed and applies, else HiGHS.
+    problem : AssignmentProblem or BatchedProblem
+        Scores in memory, or batches of them that can be read again; these need method "screen".
+    method : {"auto", "screen", "cvxpy", "highs", "mincostflow"}
+        "screen", which "auto" means, is our own solver (`alflb.exact.screening`): a few passes over the scores,
+        exact in integers, by far the fastest. The others are references: "cvxpy" states the LP as the paper does;
+        "highs" poses the same LP to HiGHS directly; "mincostflow" scales scores to integers for OR-Tools (needs
+        the extra ``flow``).
+    bias_init : array_like, shape (E,), optional
+        A bias near the optimal one, from which "screen" starts; it affects time only.
 
     Returns
     -------
     AssignmentSolution
-        Value, optimal assignment, optimal centred bias, and the residuals found by `certify`.
+        Value, optimal assignment, optimal centred bias, and the residuals of the certificate.
 
     Raises
     ------
     SolverError
-        If no balanced assignment exists, or the answer does not pass `certify`.
+        If no balanced assignment exists, or the answer of an outside solver does not pass `certify`.
     ValueError
-        For an unknown method, or one that cannot pose this problem.
+        For an unknown method, or one that cannot pose this problem or use `bias_init`.
 
     References
     ----------
@@ -53,19 +62,17 @@ def solve_exact(problem: AssignmentProblem, *, method: str = "auto") -> Assignme
 
     Examples
     --------
-    >>> solution = solve_exact(AssignmentProblem([[0.75, 0.25], [0.75, 0.5]], top_k=1), method="highs")
+    >>> solution = solve_exact(AssignmentProblem([[0.75, 0.25], [0.75, 0.5]], top_k=1))
     >>> solution.value, solution.experts_TK.ravel().tolist()
     (1.25, [0, 1])
     """
     if method not in method_names():
         raise unknown_name("method", method, method_names())
-    chosen = _pick(problem) if method == "auto" else method
-    plan, bias_E = importlib.import_module(_MODULES[chosen]).solve(problem)
-    return certify(problem, plan, bias_E, method=chosen)
+    if method in ("auto", "screen"):
+        from alflb.exact import screening
 
-
-def _pick(problem: AssignmentProblem) -> str:
-    from alflb.exact.mincostflow import flow_unit
-
-    installed = importlib.util.find_spec("ortools") is not None
-    return "mincostflow" if installed and flow_unit(problem) is not None else "highs"
+        return screening.solve(problem, bias_init)
+    if isinstance(problem, BatchedProblem) or bias_init is not None:
+        raise ValueError(f"method {method!r} takes scores in memory and no bias_init; use method 'screen'")
+    plan, bias_E = importlib.import_module(_MODULES[method]).solve(problem)
+    return certify(problem, plan, bias_E, method=method)

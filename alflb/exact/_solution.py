@@ -44,6 +44,18 @@ class Residuals:
     """Largest score advantage an entry with x < 1 has over its row price, or lacks with x > 0 (score units)."""
 
 
+@dataclass(frozen=True)
+class Quantisation:
+    """The grid on which a solver that computes in integers took the scores to be."""
+
+    quantum: float
+    """Scores and bias were integer multiples of it, a power of two, score units."""
+    is_lossless: bool
+    """Whether the scores given were such multiples already; then nothing was rounded."""
+    value_bound: float
+    """How far the optimum of the rounded scores may be from LP*: 0 if lossless, else T K quantum / 2."""
+
+
 @dataclass(frozen=True, eq=False)
 class AssignmentSolution:
     """A certified optimum of the assignment problem."""
@@ -54,12 +66,17 @@ class AssignmentSolution:
     """LP* = <gamma, x>, score units summed over tokens."""
     bias_E: NDArray[np.float64]
     """An optimal dual variable p*, centred (mean zero); add it to the scores."""
-    plan: csr_array
-    """Optimal x, shape (T, E); 0/1 when the targets are whole numbers."""
+    load_E: NDArray[np.float64]
+    """Loads of the plan, tokens."""
+    plan: csr_array | None
+    """Optimal x, shape (T, E); 0/1 when the targets are whole numbers (in bytes, to save memory, if nothing else is
+    needed); None for problems read in batches."""
     dual_value: float
-    """D(p*)."""
+    """D(p*), or for a solver that rounds scores the proven upper bound of LP* next to it."""
     residuals: Residuals
-    """What `certify` measured."""
+    """What `certify` measured, or the solver's own certificate proved."""
+    quantisation: Quantisation | None = None
+    """How scores became integers, for a solver that certifies in integers."""
 
     @property
     def dual_gap(self) -> float:
@@ -67,18 +84,15 @@ class AssignmentSolution:
         return self.dual_value - self.value
 
     @property
-    def load_E(self) -> NDArray[np.float64]:
-        """Loads of the plan, tokens."""
-        return np.asarray(self.plan.sum(axis=0), dtype=np.float64)
-
-    @property
     def experts_TK(self) -> NDArray[np.int32] | None:
-        """The K experts of each token, ascending; None when the plan is fractional."""
+        """The K experts of each token, ascending; None when the plan is fractional or absent."""
+        if self.plan is None:
+            return None
         num_tokens = self.plan.shape[0]
         top_k = round(self.plan.sum() / num_tokens)
         if self.plan.nnz != num_tokens * top_k:
             return None
-        return self.plan.indices.reshape(num_tokens, top_k).astype(np.int32)
+        return self.plan.indices.reshape(num_tokens, top_k).astype(np.int32, copy=False)
 
 
 def certify(
@@ -91,6 +105,7 @@ def certify(
         method=method,
         value=_plan_value(problem, plan),
         bias_E=centred_E,
+        load_E=np.asarray(plan.sum(axis=0), dtype=np.float64),
         plan=plan,
         dual_value=duality.dual_value(problem, centred_E),
         residuals=_residuals(problem, plan, centred_E),

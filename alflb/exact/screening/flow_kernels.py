@@ -1,0 +1,392 @@
+"""Compiled loops over the undecided entries, all in integers: assign, price by quantiles, reroute on a graph.
+
+The entries form a sparse matrix by rows (one row per token): row r owns entries ``start_R[r] .. start_R[r + 1]``,
+entry n offers expert ``expert_N[n]`` at integer score ``score_N[n]``. A row hands out ``picks_R[r] * unit`` units,
+at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is the integer bias.
+
+The functions call each other, so they stand in one file: numba's cache does not look across files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+UNREACHED = 2**61
+"""Cost of an arc that does not exist. Paths that do are below half of it, and sums stay inside int64."""
+
+_TIE_SWEEPS = 20
+
+_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@njit(**_JIT)
+def order_by_expert(start_R, expert_N, order_N, start_E, row_N):  # type: ignore[no-untyped-def]
+    """Counting sort: entries by expert (ascending), the place where each expert's begin, and each entry's row."""
+    for n in range(expert_N.size):
+        start_E[expert_N[n] + 1] += 1
+    for k in range(start_E.size - 1):
+        start_E[k + 1] += start_E[k]
+    place_E = start_E.copy()
+    for row in range(start_R.size - 1):
+        for n in range(start_R[row], start_R[row + 1]):
+            row_N[n] = row
+            order_N[place_E[expert_N[n]]] = n
+            place_E[expert_N[n]] += 1
+
+
+@njit(**_JIT)
+def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
+    """A and B of every row: its picks-th and (picks + 1)-th largest priced scores (a row always has both)."""
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        last_in_R[row], first_out_R[row] = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+
+
+@njit(**_JIT)
+def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type: ignore[no-untyped-def]
+    """A and B of one row, by insertion into its picks + 1 best."""
+    kept = picks_R[row] + 1
+    filled = 0
+    for n in range(start_R[row], start_R[row + 1]):
+        value = score_N[n] + price_E[expert_N[n]]
+        if filled < kept:
+            slot = filled
+            filled += 1
+        elif value > best[kept - 1]:
+            slot = kept - 1
+        else:
+            continue
+        while slot > 0 and value > best[slot - 1]:
+            best[slot] = best[slot - 1]
+            slot -= 1
+        best[slot] = value
+    return best[kept - 2], best[kept - 1]
+
+
+@njit(**_JIT)
+def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+    """Give the units of the rows to redo to their best entries, ties to the experts with most room; keep `room_E`."""
+    for row in range(picks_R.size):
+        if not redo_R[row]:
+            continue
+        for n in range(start_R[row], start_R[row + 1]):
+            value = score_N[n] + price_E[expert_N[n]]
+            certain = value > last_in_R[row] or (value == last_in_R[row] and value > first_out_R[row])
+            room_E[expert_N[n]] += units_N[n]
+            units_N[n] = unit if certain else 0
+            room_E[expert_N[n]] -= units_N[n]
+    for row in range(picks_R.size):
+        if not redo_R[row] or last_in_R[row] > first_out_R[row]:
+            continue
+        left = picks_R[row]
+        for n in range(start_R[row], start_R[row + 1]):
+            left -= units_N[n] > 0
+        while left > 0:
+            choice = -1
+            for n in range(start_R[row], start_R[row + 1]):
+                tied = units_N[n] == 0 and score_N[n] + price_E[expert_N[n]] == last_in_R[row]
+                if tied and (choice < 0 or room_E[expert_N[n]] > room_E[expert_N[choice]]):
+                    choice = n
+            units_N[choice] = unit
+            room_E[expert_N[choice]] -= unit
+            left -= 1
+    for _ in range(_TIE_SWEEPS):
+        if _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E) == 0:
+            break
+
+
+@njit(**_JIT)
+def _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+    """In each tied row, move one pick from the tied expert with least room to that with most; count the moves."""
+    moves = 0
+    for row in range(start_R.size - 1):
+        if last_in_R[row] > first_out_R[row]:
+            continue
+        giver = -1
+        taker = -1
+        for n in range(start_R[row], start_R[row + 1]):
+            k = expert_N[n]
+            if score_N[n] + price_E[k] != last_in_R[row]:
+                continue
+            if units_N[n] == unit and (giver < 0 or room_E[k] < room_E[expert_N[giver]]):
+                giver = n
+            if units_N[n] == 0 and (taker < 0 or room_E[k] > room_E[expert_N[taker]]):
+                taker = n
+        if giver >= 0 and taker >= 0 and room_E[expert_N[taker]] - room_E[expert_N[giver]] > unit:
+            units_N[giver] = 0
+            units_N[taker] = unit
+            room_E[expert_N[giver]] += unit
+            room_E[expert_N[taker]] -= unit
+            moves += 1
+    return moves
+
+
+@njit(**_JIT)
+def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_R):  # type: ignore[no-untyped-def]
+    """Mark the rows in which an entry with units to spare beats one with units; returns their number."""
+    count = 0
+    for row in range(start_R.size - 1):
+        least_in = np.int64(2**62)
+        most_out = np.int64(-(2**62))
+        for n in range(start_R[row], start_R[row + 1]):
+            value = score_N[n] + price_E[expert_N[n]]
+            if units_N[n] > 0:
+                least_in = min(least_in, value)
+            if units_N[n] < unit:
+                most_out = max(most_out, value)
+        wrong_R[row] = least_in < most_out
+        count += wrong_R[row]
+    return count
+
+
+@njit(**_JIT)
+def expert_margins(start_R, picks_R, expert_N, score_N, price_E, start_E, margin_N):  # type: ignore[no-untyped-def]
+    """The margins of all entries, expert by expert."""
+    place_E = start_E.copy()
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        for n in range(start_R[row], start_R[row + 1]):
+            k = expert_N[n]
+            value = score_N[n] + price_E[k]
+            margin_N[place_E[k]] = value - (first_out if value >= last_in else last_in)
+            place_E[k] += 1
+
+
+@njit(**_JIT)
+def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untyped-def]
+    """For each expert the rank-th largest margin, which minimises D along its bias; reorders the margins.
+
+    Returns how many picks are misplaced whichever way ties fall.
+    """
+    misplaced = 0
+    for k in range(rank_E.size):
+        margins = margin_N[start_E[k] : start_E[k + 1]]
+        wins = 0
+        ties = 0
+        for margin in margins:
+            wins += margin > 0
+            ties += margin == 0
+        misplaced += max(0, wins - rank_E[k]) + max(0, rank_E[k] - wins - ties)
+        step_E[k] = 0
+        if margins.size > 0:
+            step_E[k] = _select(margins, margins.size - max(1, min(rank_E[k], margins.size)))
+    return misplaced
+
+
+@njit(**_JIT)
+def find_open(start_R, picks_R, expert_N, score_N, price_E, reach, open_R, rank_E):  # type: ignore[no-untyped-def]
+    """Mark the rows whose A - B is within `reach`; deduct the picks of the others from the ranks."""
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        open_R[row] = last_in - first_out <= reach
+        if not open_R[row]:
+            for n in range(start_R[row], start_R[row + 1]):
+                rank_E[expert_N[n]] -= score_N[n] + price_E[expert_N[n]] >= last_in
+
+
+@njit(**_JIT)
+def _select(values, index):  # type: ignore[no-untyped-def]
+    """The value at `index` in ascending order (Hoare's quickselect, in place)."""
+    low = 0
+    high = values.size - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        left = low
+        right = high
+        while left <= right:
+            while values[left] < pivot:
+                left += 1
+            while values[right] > pivot:
+                right -= 1
+            if left <= right:
+                values[left], values[right] = values[right], values[left]
+                left += 1
+                right -= 1
+        if index <= right:
+            high = right
+        elif index >= left:
+            low = left
+        else:
+            break
+    return values[index]
+
+
+@njit(**_JIT)
+def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
+    """Move units from experts with room < 0 to experts with room > 0 at least cost; False when no path is left.
+
+    Successive shortest paths on the E experts. The arc k -> j costs the least score any row loses by moving units
+    from k to j; the two entries of that row are the arc's witness. Prices follow the path lengths, so that every
+    row keeps holding its best entries, and paths run along arcs of reduced cost 0.
+
+    A witness that has moved leaves its arc *stale* (`from_EE` < 0): the cost is then only a lower bound, and the
+    next witness is sought when a shortest path wants the arc.
+    """
+    num_experts = price_E.size
+    if room_E.min() == 0:
+        return True
+    cost_EE = np.full((num_experts, num_experts), UNREACHED, np.int64)
+    from_EE = np.full((num_experts, num_experts), -1, np.int64)
+    to_EE = np.full((num_experts, num_experts), -1, np.int64)
+    for row in range(start_R.size - 1):
+        for n in range(start_R[row], start_R[row + 1]):
+            if units_N[n] > 0:
+                for m in range(start_R[row], start_R[row + 1]):
+                    if units_N[m] < unit:
+                        _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+    rows = (start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N)
+    arcs = (cost_EE, from_EE, to_EE)
+    distance_E = np.empty(num_experts, np.int64)
+    parent_E = np.empty(num_experts, np.int64)
+    settled_E = np.empty(num_experts, np.int64)
+    while room_E.min() < 0:
+        num_settled = _shortest_paths(rows, arcs, price_E, room_E, distance_E, parent_E, settled_E)
+        farthest = -1
+        for s in range(num_settled):
+            if room_E[settled_E[s]] > 0:
+                farthest = distance_E[settled_E[s]]
+        if farthest < 0:
+            return False
+        for k in range(num_experts):
+            price_E[k] += min(distance_E[k], farthest)
+        for s in range(num_settled):
+            sink = settled_E[s]
+            while room_E[sink] > 0:
+                amount = _path_capacity(rows, arcs, sink, parent_E, price_E, room_E)
+                if amount == 0:
+                    break
+                _push(rows, arcs, sink, amount, parent_E, room_E)
+    return True
+
+
+@njit(**_JIT)
+def _shortest_paths(rows, arcs, price_E, room_E, distance_E, parent_E, settled_E):  # type: ignore[no-untyped-def]
+    """Dijkstra from all experts with room < 0 until all with room > 0 are settled; returns how many nodes were."""
+    cost_EE, from_EE, _ = arcs
+    num_experts = price_E.size
+    open_E = np.empty(num_experts, np.int64)  # distance while the node is open, UNREACHED once it is settled
+    sinks = 0
+    for k in range(num_experts):
+        distance_E[k] = 0 if room_E[k] < 0 else UNREACHED
+        open_E[k] = distance_E[k]
+        parent_E[k] = -1
+        sinks += room_E[k] > 0
+    num_settled = 0
+    while sinks > 0:
+        nearest = open_E.min()
+        if nearest >= UNREACHED // 2:
+            break
+        node = 0
+        while open_E[node] != nearest:
+            node += 1
+        if parent_E[node] >= 0 and from_EE[parent_E[node], node] < 0:
+            _find_witness(rows, arcs, parent_E[node], node)
+            distance_E[node] = UNREACHED
+            for s in range(num_settled):
+                k = settled_E[s]
+                through = distance_E[k] + price_E[k] + cost_EE[k, node] - price_E[node]
+                if through < distance_E[node]:
+                    distance_E[node] = through
+                    parent_E[node] = k
+            open_E[node] = distance_E[node]
+            continue
+        open_E[node] = UNREACHED
+        settled_E[num_settled] = node
+        num_settled += 1
+        sinks -= room_E[node] > 0
+        base = nearest + price_E[node]
+        for j in range(num_experts):
+            through = base + cost_EE[node, j] - price_E[j]
+            shorter = through < distance_E[j]
+            distance_E[j] = through if shorter else distance_E[j]
+            open_E[j] = through if shorter else open_E[j]
+            parent_E[j] = node if shorter else parent_E[j]
+    return num_settled
+
+
+@njit(**_JIT)
+def _path_capacity(rows, arcs, sink, parent_E, price_E, room_E):  # type: ignore[no-untyped-def]
+    """Units the tree path to `sink` can carry: 0 if an arc on it is no longer tight or the source has no surplus."""
+    unit, units_N = rows[-2:]
+    cost_EE, from_EE, to_EE = arcs
+    amount = room_E[sink]
+    node = sink
+    while parent_E[node] >= 0:
+        before = parent_E[node]
+        if from_EE[before, node] < 0:
+            _find_witness(rows, arcs, before, node)
+        if cost_EE[before, node] + price_E[before] - price_E[node] != 0:
+            return 0
+        amount = min(amount, units_N[from_EE[before, node]], unit - units_N[to_EE[before, node]])
+        node = before
+    return max(0, min(amount, -room_E[node]))
+
+
+@njit(**_JIT)
+def _push(rows, arcs, sink, amount, parent_E, room_E):  # type: ignore[no-untyped-def]
+    """Send `amount` units down the tree path to `sink`; update the arcs of the rows that moved."""
+    start_R, _, _, row_N, expert_N, score_N, unit, units_N = rows
+    cost_EE, from_EE, to_EE = arcs
+    left_S = np.empty(parent_E.size, np.int64)
+    taken_S = np.empty(parent_E.size, np.int64)
+    length = 0
+    node = sink
+    while parent_E[node] >= 0:
+        left_S[length] = from_EE[parent_E[node], node]
+        taken_S[length] = to_EE[parent_E[node], node]
+        length += 1
+        node = parent_E[node]
+    room_E[sink] -= amount
+    room_E[node] += amount
+    for step in range(length):
+        units_N[left_S[step]] -= amount
+        units_N[taken_S[step]] += amount
+    for step in range(length):
+        left, taken = left_S[step], taken_S[step]
+        row = row_N[left]
+        for n in range(start_R[row], start_R[row + 1]):
+            k = expert_N[n]
+            if units_N[left] == 0 and from_EE[expert_N[left], k] == left:
+                from_EE[expert_N[left], k] = -1
+            if units_N[taken] == unit and to_EE[k, expert_N[taken]] == taken:
+                from_EE[k, expert_N[taken]] = -1
+            if units_N[n] > 0 and units_N[left] < unit:
+                _offer(n, left, expert_N, score_N, cost_EE, from_EE, to_EE)
+            if units_N[taken] > 0 and units_N[n] < unit:
+                _offer(taken, n, expert_N, score_N, cost_EE, from_EE, to_EE)
+
+
+@njit(**_JIT)
+def _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE):  # type: ignore[no-untyped-def]
+    """Make the move of units from entry n to entry m the arc's witness if it is the cheapest known."""
+    k = expert_N[n]
+    j = expert_N[m]
+    cost = score_N[n] - score_N[m]
+    if k != j and (cost < cost_EE[k, j] or (cost == cost_EE[k, j] and from_EE[k, j] < 0)):
+        cost_EE[k, j] = cost
+        from_EE[k, j] = n
+        to_EE[k, j] = m
+
+
+@njit(**_JIT)
+def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
+    """Find a stale arc's cheapest row; one that costs no more than the lost witness ends the search at once."""
+    start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N = rows
+    cost_EE, from_EE, to_EE = arcs
+    lost_cost = cost_EE[k, j]
+    entries_N = order_N[start_E[k] : start_E[k + 1]]
+    first = np.searchsorted(entries_N, to_EE[k, j])
+    cost_EE[k, j] = UNREACHED
+    for turn in range(entries_N.size):
+        n = entries_N[(first + turn) % entries_N.size]
+        if units_N[n] == 0:
+            continue
+        row = row_N[n]
+        for m in range(start_R[row], start_R[row + 1]):
+            if expert_N[m] == j and units_N[m] < unit:
+                _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+        if cost_EE[k, j] == lost_cost:
+            return

@@ -1,0 +1,117 @@
+"""Stage 1: guess the optimal bias from a sample, by damped quantile steps.
+
+Given the other biases, the exact minimiser of D in p_k alone is p_k minus the L_k-th largest margin of expert k
+(see `row_kernels` for margins). All experts take that step at once, damped, since they answer one another. The
+first steps use a few hundred rows and a window as wide as the scores; then rows are added by factors of four, and
+the windows shrink to what the sampling error leaves open.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.exact.screening.row_kernels import BINS, count_margins, num_lanes, padded
+from alflb.exact.screening.sources import ScoreSource
+from alflb.problem import FloatArray
+
+_DAMPING = 0.85
+"""1 oscillates between two experts, 0.5 is slow."""
+_FIRST_ROWS = 256
+_GROWTH = 4
+_MOST_STEPS = 12
+_WIDEN = 4.0
+"""Growth of a window that missed its quantile."""
+_STEP_WIDTH = 2.0
+"""Window of the next step, in sampling errors of its own and the typical expert's bias; to miss costs one more."""
+_FINAL_WIDTH = 3.5
+"""The same for the window that is handed over; a margin moves with the biases of two experts."""
+_SETTLED = 1.5
+"""Mean step, in sampling errors, after which the next steps are not worth their time."""
+_LEAST_SHRINK = 0.4
+"""Part of the window kept when the sample is everything, for what the steps themselves left open."""
+
+
+class BiasGuess(NamedTuple):
+    """A bias, and how far from it the optimum may be."""
+
+    bias_E: NDArray[np.float64]
+    width_E: NDArray[np.float64]
+    """Half-width of the window around each bias that should hold the optimal one."""
+
+
+class QuantileStep(NamedTuple):
+    """What one look at the sample says about each expert's bias."""
+
+    shift_E: NDArray[np.float64]
+    """The wanted quantile of the margins, by which the bias should fall."""
+    noise_E: NDArray[np.float64]
+    """Sampling error of that quantile."""
+    missed_E: NDArray[np.bool_]
+    """The quantile is outside the window, and `shift_E` only its nearer end."""
+
+
+def guess_bias(
+    source: ScoreSource, top_k: int, target_E: NDArray[np.float64], bias_E: NDArray[np.float64]
+) -> BiasGuess:
+    """Quantile steps from `bias_E` on growing parts of a sample."""
+    scores_TE, rows_M = source.sample()
+    num_rows = len(rows_M)
+    share_E = target_E / source.num_tokens
+    precision = np.finfo(source.dtype)
+    span = max(2.0 * source.largest, 2.0**40 * precision.tiny)
+    narrowest = precision.eps * span
+    bias_E = np.maximum(bias_E - bias_E.max(), -span)  # some optimal bias spreads no wider, bar forbidden pairs
+    width_E = np.full(len(bias_E), span)
+    levels = max(0, math.ceil(math.log(num_rows / _FIRST_ROWS, _GROWTH)))
+    for rows in (max(1, num_rows // _GROWTH**level) for level in range(levels, -1, -1)):
+        part_M = rows_M[np.arange(rows) * num_rows // rows]
+        for _ in range(_MOST_STEPS):
+            step = quantile_step(scores_TE, part_M, top_k, share_E * rows, bias_E, width_E)
+            bias_E = bias_E - _DAMPING * step.shift_E
+            bias_E = bias_E - bias_E.mean()
+            noise_E = np.maximum(step.noise_E, narrowest)
+            usual_E = _STEP_WIDTH * (noise_E + np.quantile(noise_E, 0.9))
+            width_E = np.clip(np.where(step.missed_E, _WIDEN * width_E, usual_E), narrowest, span)
+            if not step.missed_E.any() and np.mean(np.abs(step.shift_E) / noise_E) < _SETTLED:
+                break
+    unseen = np.sqrt(1.0 - num_rows / source.num_tokens)
+    return BiasGuess(bias_E, width_E * (_FINAL_WIDTH / _STEP_WIDTH) * max(_LEAST_SHRINK, unseen))
+
+
+def quantile_step(
+    scores_TE: FloatArray,
+    rows_M: NDArray[np.int64],
+    top_k: int,
+    rank_E: NDArray[np.float64],
+    bias_E: NDArray[np.float64],
+    width_E: NDArray[np.float64],
+) -> QuantileStep:
+    """Read the rank-th largest margin of each expert, and its confidence interval, off a histogram."""
+    counts_EB = np.zeros((len(bias_E), BINS + 2), dtype=np.int64)
+    dtype, lanes = scores_TE.dtype, num_lanes(top_k)
+    bias_P, width_P = padded(bias_E.astype(dtype), lanes), padded(width_E.astype(dtype), lanes)
+    count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB)
+    rank_E = np.maximum(rank_E, 0.5)
+    spread_E = 2.0 * np.sqrt(rank_E)
+    shift_E, missed_E = _margin_of_rank(counts_EB, width_E, rank_E)
+    high_E, _ = _margin_of_rank(counts_EB, width_E, rank_E - spread_E)
+    low_E, _ = _margin_of_rank(counts_EB, width_E, rank_E + spread_E)
+    return QuantileStep(shift_E, (high_E - low_E) / 4.0, missed_E)
+
+
+def _margin_of_rank(
+    counts_EB: NDArray[np.int64], width_E: NDArray[np.float64], rank_E: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The rank-th largest margin by interpolation inside its bin; the window's end and True if it is outside."""
+    from_top_EB = counts_EB[:, BINS::-1]
+    reached_EB = np.cumsum(from_top_EB, axis=1)  # column b: margins above the window or in its b highest bins
+    column_E = np.sum(reached_EB < rank_E[:, None], axis=1)
+    missed_E = (column_E == 0) | (column_E > BINS)
+    expert_E, column_E = np.arange(len(rank_E)), np.clip(column_E, 1, BINS)
+    into_bin_E = (rank_E - reached_EB[expert_E, column_E - 1]) / np.maximum(from_top_EB[expert_E, column_E], 1)
+    bins_down_E = column_E - 1 + np.clip(into_bin_E, 0.0, 1.0)
+    return width_E * (1.0 - 2.0 * bins_down_E / BINS), missed_E

@@ -1,0 +1,139 @@
+"""Stages 3 and 4: settle the undecided entries exactly, in integers.
+
+The quantile steps of stage 1, now on the undecided entries and without rounding, bring the loads within about a
+token of the targets. What is left to move then goes along shortest paths in the graph of experts, which also
+yields prices at which nobody wants to move: an optimum of the sparse problem.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.exact.screening import flow_kernels
+from alflb.exact.screening.undecided import Undecided
+
+IntArray = NDArray[np.int64]
+
+_PATIENCE = 2
+"""Quantile steps without gain or shortening before they are given up."""
+_GAIN = 0.8
+"""Part of the misplaced picks that a gainful step leaves."""
+_CLOSER = 0.5
+"""Part of the length that a shortening step has."""
+_DAMPING = 0.85
+_REACH = 2
+"""By how many of the longest step two prices may still move apart."""
+_ROWS_PER_PICK = 24
+"""Closest rows, for each misplaced pick, that the first attempt at rerouting looks at."""
+_MORE_ROWS = 4
+"""Growth of that number from attempt to attempt."""
+
+
+class Settlement(NamedTuple):
+    """Prices that balance the loads, with the units every tied row needs to get there."""
+
+    price_E: IntArray
+    rows: Undecided
+    """All rows whose picks the prices alone do not decide, and some that they do."""
+    units_N: IntArray
+    """Units of each entry of `rows`."""
+    is_balanced: bool
+    """False when the undecided entries do not allow balance; the prices are then merely better than before."""
+
+
+def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
+    """Fill the experts' room exactly at least loss, if the undecided entries allow it."""
+    price_E = quantile_descent(undecided, price_E, room_E, unit)
+    return reroute_closest(undecided, price_E, room_E, unit)
+
+
+def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> IntArray:
+    """Exact damped quantile steps while they pay; the best prices seen.
+
+    Rows that are farther from a tie than the steps can still reach are left out as the steps get shorter.
+    """
+    rank_E = -(-room_E // unit)
+    best_E, least, shortest, idle = price_E, np.inf, np.inf, 0
+    reach = np.inf
+    while True:
+        misplaced, step_E = _quantile_steps(undecided, price_E, rank_E)
+        longest = int(np.abs(step_E).max())
+        idle = 0 if misplaced < _GAIN * least or longest < _CLOSER * shortest else idle + 1
+        shortest = min(shortest, longest)
+        if misplaced < least:
+            best_E, least = price_E, misplaced
+        if least <= len(price_E) or idle >= _PATIENCE:
+            return best_E
+        price_E = price_E - np.rint(_DAMPING * step_E).astype(np.int64)
+        if _REACH * longest < _CLOSER * reach:
+            reach = _REACH * longest
+            undecided = _leave_out(undecided, price_E, rank_E, reach)
+
+
+def _quantile_steps(undecided: Undecided, price_E: IntArray, rank_E: IntArray) -> tuple[int, IntArray]:
+    """Picks misplaced at these prices however ties fall, and the quantile each price should fall by."""
+    counts_E = np.bincount(undecided.expert_N, minlength=len(price_E))
+    start_E = np.concatenate([[0], np.cumsum(counts_E)])
+    margin_N, step_E = np.empty_like(undecided.score_N), np.empty_like(price_E)
+    flow_kernels.expert_margins(
+        undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, start_E, margin_N
+    )
+    return flow_kernels.quantile_steps(start_E, margin_N, rank_E, step_E), step_E
+
+
+def _leave_out(undecided: Undecided, price_E: IntArray, rank_E: IntArray, reach: int) -> Undecided:
+    """The rows within `reach` of a tie; the picks of the others are deducted from the ranks."""
+    open_R = np.empty(len(undecided.token_R), np.bool_)
+    flow_kernels.find_open(
+        undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, reach, open_R, rank_E
+    )
+    return undecided.rows(open_R)[0]
+
+
+def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
+    """Shortest augmenting paths over the rows closest to a tie, over more of them until the others agree.
+
+    An attempt that leaves fewer rows wrong than there were misplaced picks is kept, and those rows choose again;
+    other attempts are undone.
+    """
+    num_rows = len(undecided.token_R)
+    price_E, room_E = price_E.copy(), room_E.copy()
+    units_N, redo_R = np.zeros_like(undecided.score_N), np.ones(num_rows, np.bool_)
+    count = 0
+    while True:
+        gap_R = _choose_again(undecided, price_E, room_E, unit, units_N, redo_R)
+        misplaced = int(np.maximum(room_E, 0).sum()) // unit
+        count = _MORE_ROWS * count or _ROWS_PER_PICK * max(len(price_E), misplaced)
+        close_R = gap_R <= (np.partition(gap_R, count)[count] if count < num_rows else gap_R.max(initial=0))
+        close, close_N = undecided.rows(close_R)
+        new_units_N, new_price_E, new_room_E = units_N[close_N], price_E.copy(), room_E.copy()
+        is_balanced = flow_kernels.reroute(
+            close.start_R, *close.by_expert(len(price_E)), close.expert_N, close.score_N, unit, new_units_N,
+            new_price_E, new_room_E,
+        )  # fmt: skip
+        old_units_N = units_N[close_N]
+        units_N[close_N] = new_units_N
+        num_wrong = flow_kernels.find_contradicted(
+            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, new_price_E, redo_R
+        )
+        if (is_balanced and num_wrong == 0) or close_R.all():
+            return Settlement(new_price_E, close, new_units_N, is_balanced)
+        if is_balanced and num_wrong < misplaced:
+            price_E, room_E = new_price_E, new_room_E
+        else:
+            units_N[close_N] = old_units_N
+            redo_R[:] = False
+
+
+def _choose_again(
+    undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int, units_N: IntArray, redo_R: NDArray[np.bool_]
+) -> IntArray:
+    """Let the rows marked choose again at these prices, in place; the distance of every row from a tie, A - B."""
+    last_in_R, first_out_R = np.empty_like(undecided.token_R), np.empty_like(undecided.token_R)
+    matrix = undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N
+    flow_kernels.row_boundaries(*matrix, price_E, last_in_R, first_out_R)
+    flow_kernels.reassign(*matrix, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E)
+    return last_in_R - first_out_R
