@@ -372,6 +372,7 @@ def _save_solution(path: Path, solution: AssignmentSolution) -> None:
     from alflb.io import atomic_write
 
     plan = solution.plan
+    assert plan is not None  # only problems read in batches have none
     with atomic_write(path) as file:
         np.savez_compressed(
             file,

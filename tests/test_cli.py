@@ -221,7 +221,7 @@ def test_infeasible_is_exit_code_1(run, tmp_path):
     scores = SCORES.copy()
     scores[:, 0] = -np.inf
     np.save(tmp_path / "s.npy", scores)
-    assert "may not exist" in only_error(run("solve", tmp_path / "s.npy", "--top-k", 1), code=1)
+    assert "balanced assignment" in only_error(run("solve", tmp_path / "s.npy", "--top-k", 1), code=1)
 
 
 def command(*arguments):

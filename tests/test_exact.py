@@ -122,7 +122,7 @@ def test_forbidden_pairs_are_never_used(method):
 def test_infeasible_is_said_so(method):
     scores = np.random.default_rng(0).random((8, 4))
     scores[:, 0] = -np.inf
-    with pytest.raises(SolverError, match="balanced assignment may not exist"):
+    with pytest.raises(SolverError, match="balanced assignment"):
         solve_exact(AssignmentProblem(scores, 1), method=method)
 
 
@@ -202,11 +202,11 @@ def test_min_cost_flow_without_ortools_says_how_to_get_it(monkeypatch):
     problem = random_problem((4, 2, 1), 0)
     with pytest.raises(ValueError, match="pip install"):
         solve_exact(problem, method="mincostflow")
-    assert solve_exact(problem).method == "highs"
+    assert solve_exact(problem).method == "screen"
 
 
 def test_min_cost_flow_refuses_targets_it_cannot_count():
     problem = random_problem((4, 2, 1), 0, target_E=[np.pi, 4 - np.pi])
     with pytest.raises(ValueError, match="use method 'highs'"):
         solve_exact(problem, method="mincostflow")
-    assert solve_exact(problem).method == "highs"
+    assert solve_exact(problem).value == pytest.approx(solve_exact(problem, method="highs").value)
