@@ -1,0 +1,564 @@
+"""The compiled allocator: top-K by a sorting network that moves values only, sixteen tokens at a time.
+
+Finding the K best experts of a token is mostly comparisons, and comparisons are cheapest when many tokens
+make the same one at once. A *block* is as many tokens as a 64-byte register has lanes (16 in float32, 8 in
+float64), and `_route_block` takes it through three steps:
+
+1. **Bounds** (`_bound_rows`). The block's biased scores are transposed in registers, so that a register
+   holds one expert and a lane is a token. A sorting network, which moves values and never indices, keeps
+   the largest ``width`` values of every lane, width being K rounded up to a power of two. The K-th of them,
+   *tau*, is the bar a token's experts must reach; the sum of the first K is its dual value.
+   With many experts, the experts g, g + groups, g + 2 groups, ... enter the network as their maximum; tau
+   is then the K-th largest of the maxima, a lower bound on the true bar.
+2. **Hits** (`_mark_row`). Each row is read again, now from cache, and compared with its tau. If exactly K
+   experts reach it, they are the top K: K values reach it at least, so nothing was lost and nothing tied.
+3. **Repair** (`_repair_row`). More hits than K mean a tie at the bar, or a bound that was too low. The few
+   hits are sorted out exactly, lowest expert index first among equals.
+
+The steps rest on a few *primitives* that stand in this file twice: as LLVM vector code, and as the same
+loops in plain numba for processors and modes in which the vector code has not been tested. Both give the
+same bits; which one is used is settled at import.
+
+Everything that calls another compiled function stands in this one file, because numba's cache notices a
+changed file only for the function it looks up, not for the functions which that one calls.
+
+Suffixes besides T, E, K: P experts padded to whole words and groups, G groups, L lanes, W words of 64
+experts, C candidates.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, register_jitable
+from numpy.typing import NDArray
+
+CHUNK = 2048
+"""Tokens whose loads and dual sum are accumulated together; part of the result's definition."""
+REGISTER_BYTES = 64
+MAX_WIDTH = 32
+"""Widest network; for larger K each row is partitioned instead."""
+WORD = 64
+"""Experts whose hits share one integer."""
+
+_USE_VECTOR_CODE = not config.DISABLE_JIT and platform.machine().lower() in ("x86_64", "amd64")
+
+# Compiled functions borrow their arrays from the caller and allocate nothing. Saying so (_nrt=False) spares
+# two atomic operations an array and call, which would cost more than the work. error_model: numpy's rules,
+# since a check for division by zero keeps loops from becoming vector code.
+_jit = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+
+
+class Scratch(NamedTuple):
+    """Working memory of one thread."""
+
+    tile: NDArray[Any]
+    """A block of padded rows, for tokens whose scores cannot be used where they lie."""
+    columns_GL: NDArray[Any]
+    """The transposed block: the lanes of group 0, of group 1, ..."""
+    best_KL: NDArray[Any]
+    """Largest values of each lane, descending: the lanes of the largest, of the second, ..."""
+    sum_L: NDArray[np.float64]
+    """Sum of the K largest values of each lane."""
+    hits_W: NDArray[np.uint64]
+    """Bit k of all words in sequence: whether the current row takes expert k."""
+    load_P: NDArray[np.int32]
+    """Loads of the current chunk."""
+    value_C: NDArray[Any]
+    """Biased scores of the row under repair."""
+    expert_C: NDArray[np.int32]
+    """Its experts."""
+
+
+def make_scratch(bias_P: NDArray[Any], top_k: int, groups: int) -> Scratch:
+    """Working memory for one thread."""
+    dtype, padded = bias_P.dtype, bias_P.size
+    lanes = REGISTER_BYTES // dtype.itemsize
+    width = 1 << (top_k - 1).bit_length()
+    return Scratch(
+        tile=np.full(lanes * padded, -np.inf, dtype),
+        columns_GL=np.empty(groups * lanes, dtype),
+        best_KL=np.empty(width * lanes, dtype),
+        sum_L=np.empty(lanes),
+        hits_W=np.empty(padded // WORD, np.uint64),
+        load_P=np.empty(padded, np.int32),
+        value_C=np.empty(padded, dtype),
+        expert_C=np.empty(padded, np.int32),
+    )
+
+
+# ------------------------------------------------------------------------------------- chunks and blocks
+
+
+@_jit
+def route_chunks(scores_TE, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch):
+    """Route chunks first..last - 1 of all; experts_TK has no rows if the chosen experts are not wanted."""
+    num_experts = load_CE.shape[1]
+    num_tokens = scores_TE.size // num_experts
+    lanes, stride = scratch.sum_L.size, bias_P.size
+    for chunk in range(first, last):
+        scratch.load_P[:] = 0
+        end = min((chunk + 1) * CHUNK, num_tokens)
+        for token in range(chunk * CHUNK, end, lanes):
+            rows = min(lanes, end - token)
+            if rows == lanes and num_experts == stride:
+                dual = _route_block(scores_TE, token * stride, rows, bias_P, top_k, groups, experts_TK, token, scratch)
+            else:
+                _copy_rows(scores_TE, token * num_experts, rows, num_experts, stride, scratch.tile)
+                dual = _route_block(scratch.tile, 0, rows, bias_P, top_k, groups, experts_TK, token, scratch)
+            dual_C[chunk] += dual
+        for k in range(num_experts):
+            load_CE[chunk, k] = scratch.load_P[k]
+
+
+@_jit
+def _copy_rows(scores_TE, start, rows, num_experts, stride, tile):
+    for row in range(rows):
+        for k in range(num_experts):
+            tile[row * stride + k] = scores_TE[start + row * num_experts + k]
+
+
+@_jit
+def _route_block(source, start, rows, bias_P, top_k, groups, experts_TK, token, scratch):
+    """Route the tokens whose padded rows lie at source[start:]; the sum of their dual values."""
+    lanes, stride = scratch.sum_L.size, bias_P.size
+    _bound_rows(source, start, bias_P, top_k, groups, scratch)
+    dual = 0.0
+    for row in range(rows):
+        row_start = start + row * stride
+        tau = scratch.best_KL[(top_k - 1) * lanes + row]
+        if _mark_row(source, row_start, bias_P, tau, scratch) == top_k:
+            dual += scratch.sum_L[row]
+        else:
+            dual += _repair_row(source, row_start, bias_P, top_k, tau, scratch)
+        if experts_TK.shape[0] > 0:
+            _write_row(scratch.hits_W, experts_TK, token + row)
+    return dual
+
+
+@_jit
+def _write_row(hits_W, experts_TK, token):
+    pick = 0
+    for word in range(hits_W.size):
+        bits = hits_W[word]
+        while bits != 0:
+            experts_TK[token, pick] = word * WORD + lowest_bit(bits)
+            bits &= bits - np.uint64(1)
+            pick += 1
+
+
+# ------------------------------------------------------------------------------------- the three steps of a block
+
+
+@_jit
+def _bound_rows(source, start, bias_P, top_k, groups, scratch):
+    """Step 1: for each row a bar that at least K experts reach, and the sum of K values that reach it."""
+    if top_k > MAX_WIDTH:
+        _bound_rows_by_partition(source, start, bias_P, top_k, scratch)
+        return
+    lanes = scratch.sum_L.size
+    for group in range(0, groups, lanes):
+        transpose_biased(source, start, bias_P, group, groups, scratch.columns_GL)
+    _keep_best(scratch.columns_GL, scratch.best_KL, lanes)
+    sum_best(scratch.best_KL, top_k, scratch.sum_L)
+
+
+@_jit
+def _keep_best(columns_GL, best_KL, lanes):
+    """Pass all columns through the network of the right width, which must be a constant of the machine code."""
+    width = best_KL.size // lanes
+    best_KL[:] = -np.inf
+    for start in range(0, columns_GL.size, best_KL.size):
+        if width == 1:
+            absorb(columns_GL, start, best_KL, 1)
+        elif width == 2:
+            absorb(columns_GL, start, best_KL, 2)
+        elif width == 4:
+            absorb(columns_GL, start, best_KL, 4)
+        elif width == 8:
+            absorb(columns_GL, start, best_KL, 8)
+        elif width == 16:
+            absorb(columns_GL, start, best_KL, 16)
+        else:
+            absorb(columns_GL, start, best_KL, 32)
+
+
+@_jit
+def _bound_rows_by_partition(source, start, bias_P, top_k, scratch):
+    lanes, stride = scratch.sum_L.size, bias_P.size
+    for row in range(lanes):
+        for k in range(stride):
+            scratch.value_C[k] = source[start + row * stride + k] + bias_P[k]
+        _move_largest_to_front(scratch.value_C, top_k)
+        scratch.best_KL[(top_k - 1) * lanes + row] = scratch.value_C[top_k - 1]
+        scratch.sum_L[row] = 0.0
+        for k in range(top_k):
+            scratch.sum_L[row] += scratch.value_C[k]
+
+
+@_jit
+def _move_largest_to_front(value_C, top_k):
+    """Hoare's selection: afterwards the K largest values come first, the K-th of them last."""
+    left, right = 0, value_C.size - 1
+    while left < right:
+        pivot = value_C[top_k - 1]
+        i, j = left, right
+        while i <= j:
+            while value_C[i] > pivot:
+                i += 1
+            while value_C[j] < pivot:
+                j -= 1
+            if i <= j:
+                value_C[i], value_C[j] = value_C[j], value_C[i]
+                i += 1
+                j -= 1
+        if j < top_k - 1:
+            left = i
+        if i > top_k - 1:
+            right = j
+
+
+@_jit
+def _mark_row(source, row_start, bias_P, tau, scratch):
+    """Step 2: mark and count the experts that reach tau, and add them to the loads."""
+    next_block = scratch.sum_L.size * bias_P.size
+    count = 0
+    for word in range(scratch.hits_W.size):
+        bits = mark_hits(source, row_start, next_block, bias_P, word * WORD, tau, scratch.load_P)
+        scratch.hits_W[word] = bits
+        count += count_bits(bits)
+    return count
+
+
+@_jit
+def _repair_row(source, row_start, bias_P, top_k, tau, scratch):
+    """Step 3: reduce the hits to the top K, ties to the lowest index; the sum of their values."""
+    value_C, expert_C = scratch.value_C, scratch.expert_C
+    count = 0
+    for word in range(scratch.hits_W.size):
+        bits = scratch.hits_W[word]
+        while bits != 0:
+            expert = word * WORD + lowest_bit(bits)
+            expert_C[count] = expert
+            value_C[count] = source[row_start + expert] + bias_P[expert]
+            bits &= bits - np.uint64(1)
+            count += 1
+    tau, above = _raise_bar(value_C, count, top_k, tau)
+    ties_to_keep = top_k - above
+    total = 0.0
+    for c in range(count):
+        if value_C[c] > tau:
+            total += value_C[c]
+        elif value_C[c] == tau and ties_to_keep > 0:
+            total += value_C[c]
+            ties_to_keep -= 1
+        else:
+            expert = expert_C[c]
+            scratch.load_P[expert] -= 1
+            scratch.hits_W[expert // WORD] ^= np.uint64(1) << np.uint64(expert % WORD)
+    return total
+
+
+@_jit
+def _raise_bar(value_C, count, top_k, tau):
+    """The K-th largest of the first `count` values, tau being a lower bound; how many values exceed it."""
+    while True:
+        above = 0
+        lowest_above = value_C[0]
+        for c in range(count):
+            if value_C[c] > tau:
+                lowest_above = value_C[c] if above == 0 else min(lowest_above, value_C[c])
+                above += 1
+        if above < top_k:
+            return tau, above
+        tau = lowest_above
+
+
+# ------------------------------------------------------------------------------------- primitives, plain numba
+
+
+@register_jitable
+def _plain_transpose_biased(source, start, bias_P, group, groups, columns_GL):
+    """Of the block at source[start:], columns of `lanes` groups from `group` on: maxima of score + bias."""
+    lanes, stride = columns_GL.size // groups, bias_P.size
+    for g in range(group, group + lanes):
+        for row in range(lanes):
+            best = source[start + row * stride + g] + bias_P[g]
+            for k in range(g + groups, stride, groups):
+                value = source[start + row * stride + k] + bias_P[k]
+                best = value if value > best else best
+            columns_GL[g * lanes + row] = best
+
+
+@register_jitable
+def _plain_absorb(columns_GL, start, best_KL, width):
+    """Replace the best `width` values of each lane by the best of them and of `width` more, descending."""
+    lanes = best_KL.size // width
+    for c in range(width):
+        for lane in range(lanes):
+            value = columns_GL[start + c * lanes + lane]
+            for slot in range(lane, best_KL.size, lanes):
+                best = best_KL[slot]
+                best_KL[slot] = value if value > best else best
+                value = best if value > best else value
+
+
+@register_jitable
+def _plain_sum_best(best_KL, top_k, sum_L):
+    """Sum of the first top_k values of each lane, in float64."""
+    sum_L[:] = 0.0
+    for k in range(top_k):
+        for lane in range(sum_L.size):
+            sum_L[lane] += best_KL[k * sum_L.size + lane]
+
+
+@register_jitable
+def _plain_mark_hits(source, row_start, next_block, bias_P, first, tau, load_P):
+    """Of the WORD experts from `first` on, the bits of those that reach tau; each is counted in load_P."""
+    bits = np.uint64(0)
+    for k in range(WORD):
+        hit = source[row_start + first + k] + bias_P[first + k] >= tau
+        load_P[first + k] += hit
+        bits |= np.uint64(hit) << np.uint64(k)
+    return bits
+
+
+@register_jitable
+def _plain_count_bits(bits):
+    count = 0
+    while bits != 0:
+        bits &= bits - np.uint64(1)
+        count += 1
+    return count
+
+
+@register_jitable
+def _plain_lowest_bit(bits):
+    index = 0
+    while not (bits >> np.uint64(index)) & np.uint64(1):
+        index += 1
+    return index
+
+
+# ------------------------------------------------------------------------------------- primitives, LLVM vector code
+
+_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+def _register_type(dtype):
+    """The LLVM type of one full register of this numba dtype."""
+    element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+    return ir.VectorType(element, REGISTER_BYTES * 8 // dtype.bitwidth)
+
+
+def _address(context, builder, array_type, array, index, pointee):
+    """Pointer to array[index] of a flat array, to be read as `pointee`."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), ir.PointerType(pointee))
+
+
+def _load(builder, pointer, index, element_bytes):
+    return builder.load(builder.gep(pointer, [ir.Constant(_I64, index)]), align=element_bytes)
+
+
+def _store(builder, vectors, pointer, element_bytes):
+    for index, vector in enumerate(vectors):
+        builder.store(vector, builder.gep(pointer, [ir.Constant(_I64, index)]), align=element_bytes)
+
+
+def _larger(builder, x, y):
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def _smaller(builder, x, y):
+    return builder.select(builder.fcmp_ordered("<", x, y), x, y)
+
+
+def _compare_exchange(builder, vectors, i, j):
+    x, y = vectors[i], vectors[j]
+    vectors[i], vectors[j] = _larger(builder, x, y), _smaller(builder, x, y)
+
+
+def _lane_mask(lanes):
+    return ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
+
+
+def sorting_network(width):
+    """Pairs (i, j), i < j, of Batcher's odd-even merge sort; a width that is a power of two.
+
+    Examples
+    --------
+    >>> sorting_network(4)
+    [(0, 1), (2, 3), (0, 2), (1, 3), (1, 2)]
+    """
+    pairs = []
+    merged = 1
+    while merged < width:
+        step = merged
+        while step >= 1:
+            for start in range(step % merged, width - step, 2 * step):
+                for i in range(start, min(start + step, width - step)):
+                    if i // (2 * merged) == (i + step) // (2 * merged):
+                        pairs.append((i, i + step))
+            step //= 2
+        merged *= 2
+    return pairs
+
+
+@intrinsic
+def _vector_transpose_biased(_, source, start, bias_P, group, groups, columns_GL):
+    register = _register_type(bias_P.dtype)
+    lanes, element_bytes = register.count, bias_P.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, args):
+        source_, start_, bias_, group_, groups_, columns_ = args
+        stride = builder.extract_value(context.make_array(bias_P)(context, builder, bias_).shape, 0)
+
+        def biased_rows(expert):
+            bias = _load(builder, _address(context, builder, bias_P, bias_, expert, register), 0, element_bytes)
+            index = builder.add(start_, expert)
+            for _ in range(lanes):
+                row = _load(builder, _address(context, builder, source, source_, index, register), 0, element_bytes)
+                yield builder.fadd(row, bias)
+                index = builder.add(index, stride)
+
+        slots = [cgutils.alloca_once(builder, register) for _ in range(lanes)]
+        for slot, row in zip(slots, biased_rows(group_)):
+            builder.store(row, slot)
+        others = cgutils.for_range_slice(builder, builder.add(group_, groups_), stride, groups_, _I64)
+        with others as (expert, _):
+            for slot, row in zip(slots, biased_rows(expert)):
+                builder.store(_larger(builder, row, builder.load(slot)), slot)
+
+        # A transposition is log2(lanes) rounds of interleaving row i with row i + lanes / 2.
+        rows = [builder.load(slot) for slot in slots]
+        half = lanes // 2
+        interleaved = [i // 2 + i % 2 * lanes for i in range(lanes)]
+        low, high = _lane_mask(interleaved), _lane_mask([i + half for i in interleaved])
+        for _ in range(lanes.bit_length() - 1):
+            rows = [builder.shuffle_vector(rows[i], rows[i + half], mask) for i in range(half) for mask in (low, high)]
+        first = builder.mul(group_, ir.Constant(_I64, lanes))
+        _store(builder, rows, _address(context, builder, columns_GL, columns_, first, register), element_bytes)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, bias_P, types.intp, types.intp, columns_GL), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _vector_absorb(_, columns_GL, start, best_KL, width):
+    if not isinstance(width, types.IntegerLiteral):
+        return None
+    register = _register_type(best_KL.dtype)
+    count, element_bytes = width.literal_value, best_KL.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, args):
+        columns = _address(context, builder, columns_GL, args[0], args[1], register)
+        best = _address(context, builder, best_KL, args[2], ir.Constant(_I64, 0), register)
+        new = [_load(builder, columns, i, element_bytes) for i in range(count)]
+        for i, j in sorting_network(count):
+            _compare_exchange(builder, new, i, j)
+        # Largest against smallest: the larger of each pair are the best `count` of both, rising then falling.
+        merged = [_larger(builder, _load(builder, best, i, element_bytes), new[-1 - i]) for i in range(count)]
+        step = count // 2
+        while step:
+            for i in range(count):
+                if not i & step:
+                    _compare_exchange(builder, merged, i, i + step)
+            step //= 2
+        _store(builder, merged, best, element_bytes)
+        return context.get_dummy_value()
+
+    return types.void(columns_GL, types.intp, best_KL, width), codegen
+
+
+@intrinsic
+def _vector_sum_best(_, best_KL, top_k, sum_L):
+    register = _register_type(best_KL.dtype)
+    wide = _register_type(types.float64)
+    element_bytes = best_KL.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, args):
+        best = _address(context, builder, best_KL, args[0], ir.Constant(_I64, 0), register)
+        zero = ir.Constant(wide, [0.0] * wide.count)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(register.count // wide.count)]
+        with cgutils.for_range(builder, args[1]) as loop:
+            values = builder.load(builder.gep(best, [loop.index]), align=element_bytes)
+            for part, total in enumerate(sums):
+                first = part * wide.count
+                addend = builder.shuffle_vector(values, values, _lane_mask(list(range(first, first + wide.count))))
+                if addend.type != wide:
+                    addend = builder.fpext(addend, wide)
+                builder.store(builder.fadd(builder.load(total), addend), total)
+        target = _address(context, builder, sum_L, args[2], ir.Constant(_I64, 0), wide)
+        _store(builder, [builder.load(total) for total in sums], target, 8)
+        return context.get_dummy_value()
+
+    return types.void(best_KL, types.intp, sum_L), codegen
+
+
+@intrinsic
+def _vector_mark_hits(_, source, row_start, next_block, bias_P, first, tau, load_P):
+    register = _register_type(bias_P.dtype)
+    lanes, element_bytes = register.count, bias_P.dtype.bitwidth // 8
+    counters = ir.VectorType(_I32, lanes)
+
+    def codegen(context, builder, signature, args):
+        source_, row_start_, next_block_, bias_, first_, tau_, load_ = args
+        index = builder.add(row_start_, first_)
+        row = _address(context, builder, source, source_, index, register)
+        next_row = _address(context, builder, source, source_, builder.add(index, next_block_), register)
+        bias = _address(context, builder, bias_P, bias_, first_, register)
+        load = _address(context, builder, load_P, load_, first_, counters)
+        bar = builder.insert_element(ir.Constant(register, ir.Undefined), tau_, ir.Constant(_I32, 0))
+        bar = builder.shuffle_vector(bar, bar, _lane_mask([0] * lanes))
+        word = ir.Constant(_I64, 0)
+        new_loads = []
+        for part in range(WORD // lanes):
+            # While the core is busy here, fetch the rows it will want next.
+            _prefetch(builder, builder.gep(next_row, [ir.Constant(_I64, part)]))
+            value = builder.fadd(_load(builder, row, part, element_bytes), _load(builder, bias, part, element_bytes))
+            hits = builder.fcmp_ordered(">=", value, bar)
+            new_loads.append(builder.add(_load(builder, load, part, 4), builder.zext(hits, counters)))
+            bits = builder.zext(builder.bitcast(hits, ir.IntType(lanes)), _I64)
+            word = builder.or_(word, builder.shl(bits, ir.Constant(_I64, part * lanes)))
+        _store(builder, new_loads, load, 4)
+        return word
+
+    return types.uint64(source, types.intp, types.intp, bias_P, types.intp, bias_P.dtype, load_P), codegen
+
+
+def _prefetch(builder, pointer):
+    pointer = builder.bitcast(pointer, ir.PointerType(ir.IntType(8)))
+    function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], function_type)
+    read, keep_close, data = (ir.Constant(_I32, flag) for flag in (0, 3, 1))
+    builder.call(prefetch, [pointer, read, keep_close, data])
+
+
+@intrinsic
+def _vector_count_bits(_, bits):
+    def codegen(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def _vector_lowest_bit(_, bits):
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(_I1, 0))
+
+    return types.int64(types.uint64), codegen
+
+
+if _USE_VECTOR_CODE:
+    transpose_biased, absorb, sum_best = _vector_transpose_biased, _vector_absorb, _vector_sum_best
+    mark_hits, count_bits, lowest_bit = _vector_mark_hits, _vector_count_bits, _vector_lowest_bit
+else:
+    transpose_biased, absorb, sum_best = _plain_transpose_biased, _plain_absorb, _plain_sum_best
+    mark_hits, count_bits, lowest_bit = _plain_mark_hits, _plain_count_bits, _plain_lowest_bit
