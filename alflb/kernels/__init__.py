@@ -1,7 +1,7 @@
 """Biased top-K allocation: the one operation everything else calls, in interchangeable backends.
 
-A backend is a module with two functions, `allocate` and `loads`, that agree in every integer with
-`alflb.kernels.reference`. The contract:
+A backend is a module with the functions of `Kernels`, which agree in every integer with `alflb.kernels.reference`.
+The contract:
 
 * ``biased = scores + bias.astype(scores.dtype)``: sums and comparisons happen in the scores' own dtype;
 * each token takes the K experts with the largest biased scores, ties to the lowest expert index;
@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.kernels.draws import Draw
 from alflb.problem import FloatArray
 from alflb.registry import unknown_name
 
@@ -43,6 +44,9 @@ class Kernels(Protocol):
 
     def loads(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
         """The same, returning only (load_E, dual_sum)."""
+
+    def drawn_loads(self, draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
+        """``loads(draw.scores(), bias_E, top_k)``, bit for bit, with no need to store the scores."""
 
 
 _MODULES = {"reference": "alflb.kernels.reference", "numba": "alflb.kernels.numba_"}

@@ -28,6 +28,7 @@ experts, C candidates.
 
 from __future__ import annotations
 
+import math
 import platform
 from typing import Any, NamedTuple
 
@@ -96,10 +97,13 @@ def make_scratch(bias_P: NDArray[Any], top_k: int, groups: int) -> Scratch:
 
 
 @_jit
-def route_chunks(scores_TE, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch):
-    """Route chunks first..last - 1 of all; experts_TK has no rows if the chosen experts are not wanted."""
+def route_chunks(scores, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch):
+    """Route chunks first..last - 1 of all, whose scores lie one row after the other.
+
+    experts_TK has no rows if the chosen experts are not wanted.
+    """
     num_experts = load_CE.shape[1]
-    num_tokens = scores_TE.size // num_experts
+    num_tokens = scores.size // num_experts
     lanes, stride = scratch.sum_L.size, bias_P.size
     for chunk in range(first, last):
         scratch.load_P[:] = 0
@@ -107,9 +111,9 @@ def route_chunks(scores_TE, bias_P, top_k, groups, experts_TK, first, last, load
         for token in range(chunk * CHUNK, end, lanes):
             rows = min(lanes, end - token)
             if rows == lanes and num_experts == stride:
-                dual = _route_block(scores_TE, token * stride, rows, bias_P, top_k, groups, experts_TK, token, scratch)
+                dual = _route_block(scores, token * stride, rows, bias_P, top_k, groups, experts_TK, token, scratch)
             else:
-                _copy_rows(scores_TE, token * num_experts, rows, num_experts, stride, scratch.tile)
+                _copy_rows(scores, token * num_experts, rows, num_experts, stride, scratch.tile)
                 dual = _route_block(scratch.tile, 0, rows, bias_P, top_k, groups, experts_TK, token, scratch)
             dual_C[chunk] += dual
         for k in range(num_experts):
@@ -117,10 +121,12 @@ def route_chunks(scores_TE, bias_P, top_k, groups, experts_TK, first, last, load
 
 
 @_jit
-def _copy_rows(scores_TE, start, rows, num_experts, stride, tile):
+def _copy_rows(scores, start, rows, num_experts, stride, tile):
     for row in range(rows):
+        scores_E = scores[start + row * num_experts : start + (row + 1) * num_experts]
+        tile_E = tile[row * stride : row * stride + num_experts]
         for k in range(num_experts):
-            tile[row * stride + k] = scores_TE[start + row * num_experts + k]
+            tile_E[k] = scores_E[k]
 
 
 @_jit
@@ -279,6 +285,185 @@ def _raise_bar(value_C, count, top_k, tau):
         tau = lowest_above
 
 
+# ------------------------------------------------------------------------------------- drawn scores
+#
+# A drawn score is a function of (key, token, expert) alone, so a block can be made where it is used. Two
+# neighbouring experts share one 64-bit output of splitmix64, 32 bits each. The formulas are float32
+# throughout and made of exactly rounded operations only, so the same bits come out wherever they run.
+
+
+@_jit
+def route_drawn_chunks(source, num_tokens, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch):
+    """`route_chunks` for scores that are drawn a block at a time and never stored."""
+    num_experts = load_CE.shape[1]
+    lanes, stride = scratch.sum_L.size, bias_P.size
+    for chunk in range(first, last):
+        scratch.load_P[:] = 0
+        end = min((chunk + 1) * CHUNK, num_tokens)
+        for token in range(chunk * CHUNK, end, lanes):
+            rows = min(lanes, end - token)
+            draw_rows(source, token, rows, scratch.tile, stride)
+            dual_C[chunk] += _route_block(scratch.tile, 0, rows, bias_P, top_k, groups, experts_TK, token, scratch)
+        for k in range(num_experts):
+            load_CE[chunk, k] = scratch.load_P[k]
+
+
+class DrawSource(NamedTuple):
+    """What a row of drawn scores depends on, and room for its random bits."""
+
+    distribution: int
+    """Index into `alflb.kernels.draws.DISTRIBUTIONS`."""
+    key: np.uint64
+    offset_E: NDArray[np.float32]
+    words: NDArray[np.uint64]
+    """Random bits of one row, two experts a word, padded to whole registers."""
+    halves: NDArray[np.uint32]
+    """The same memory, one expert an element."""
+
+
+@_jit
+def draw_rows(source, token, rows, target, stride):
+    """Write the scores of tokens token..token + rows - 1 to target, rows `stride` apart."""
+    num_experts = source.offset_E.size
+    for row in range(rows):
+        hash_words(source.key + np.uint64(token + row) * np.uint64(source.words.size) * _GOLDEN, source.words)
+        scores_E = target[row * stride : row * stride + num_experts]
+        if source.distribution == 0:
+            _uniform(source.halves, source.offset_E, scores_E)
+        elif source.distribution == 1:
+            _logistic(source.halves, source.offset_E, scores_E)
+        elif source.distribution == 2:
+            _gumbel(source.halves, source.offset_E, scores_E)
+        else:
+            _normal(source.halves, source.offset_E, scores_E)
+
+
+@_jit
+def _uniform(halves, offset_E, scores_E):
+    """Multiples of 2^-24 in [0, 1)."""
+    for k in range(offset_E.size):
+        scores_E[k] = np.float32(np.int32(halves[k] >> np.uint32(8))) * _TWO_TO_MINUS_24 + offset_E[k]
+
+
+@_jit
+def _logistic(halves, offset_E, scores_E):
+    """+-log((1 - v) / v), v the probability beyond the score."""
+    for k in range(offset_E.size):
+        v = _tail(halves[k])
+        distance = _log((_ONE - v) / v)
+        scores_E[k] = (distance if _is_upper(halves[k]) else -distance) + offset_E[k]
+
+
+@_jit
+def _gumbel(halves, offset_E, scores_E):
+    """-log(-log(u)), with u = 1 - v in the upper tail, where u itself would be rounded to 1."""
+    for k in range(offset_E.size):
+        v = _tail(halves[k])
+        upper = _is_upper(halves[k])
+        near_one = -_log_of_one_plus(-v)
+        elsewhere = -_log(_ONE - v if upper else v)
+        scores_E[k] = offset_E[k] - _log(near_one if upper and v < _QUARTER else elsewhere)
+
+
+@_jit
+def _normal(halves, offset_E, scores_E):
+    """The quantile of the normal law: odd about the median, so (1 - 2v) times a function of w = -log(4v(1 - v))."""
+    for k in range(offset_E.size):
+        v = _tail(halves[k])
+        w = -_log(_FOUR * v * (_ONE - v))
+        centre = _polynomial(_NORMAL_CENTRE, w - _THREE)
+        tail = _polynomial(_NORMAL_TAIL, math.sqrt(w) - _THREE_AND_HALF)
+        distance = (_ONE - v - v) * (centre if w < _SIX else tail)
+        scores_E[k] = (distance if _is_upper(halves[k]) else -distance) + offset_E[k]
+
+
+@register_jitable
+def _is_upper(half):
+    """One random bit chooses the side of the median ..."""
+    return (half & np.uint32(1)) != 0
+
+
+@register_jitable
+def _tail(half):
+    """... and the other 31 the probability beyond the score, in (0, 1/2]."""
+    return (np.float32(np.int32(half >> np.uint32(1))) + _HALF) * _TWO_TO_MINUS_32
+
+
+@register_jitable
+def _log(x):
+    """Natural logarithm of a positive normal number, to about one unit in the last place."""
+    bits = float_to_bits(x)
+    exponent = np.int32(np.int32(bits - _SQRT_HALF_BITS) >> 23)  # x = m 2^exponent, m in [sqrt(1/2), sqrt(2))
+    mantissa = bits_to_float(np.int32(bits - np.int32(exponent << 23)))
+    log_m = _log_of_one_plus(mantissa - _ONE)
+    return log_m + np.float32(exponent) * _LN_2_LOW + np.float32(exponent) * _LN_2_HIGH
+
+
+@register_jitable
+def _log_of_one_plus(f):
+    """log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1], accurate also near 0."""
+    return f - _HALF * f * f + f * f * f * _polynomial(_LOG, f)
+
+
+@register_jitable
+def _polynomial(c, x):
+    """c[0] + c[1] x + ... + c[8] x^8, bracketed for short chains of dependent operations."""
+    x2 = x * x
+    x4 = x2 * x2
+    low = (c[0] + c[1] * x) + (c[2] + c[3] * x) * x2
+    high = (c[4] + c[5] * x) + (c[6] + c[7] * x) * x2
+    return low + (high + c[8] * x4) * x4
+
+
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)
+_HALF, _QUARTER, _ONE, _THREE, _FOUR, _SIX = (np.float32(x) for x in (0.5, 0.25, 1, 3, 4, 6))
+_THREE_AND_HALF = np.float32(3.5)
+_TWO_TO_MINUS_24, _TWO_TO_MINUS_32 = np.float32(2.0**-24), np.float32(2.0**-32)
+_LN_2_HIGH = np.float32(0.693359375)  # few bits, so that its product with an exponent is exact
+_LN_2_LOW = np.float32(math.log(2.0) - 0.693359375)
+
+
+def _float32(*numbers):
+    return tuple(np.float32(number) for number in numbers)
+
+
+# Minimax polynomials of degree 8, fitted in float64. Relative error below 1e-7 for (log(1 + f) - f + f^2/2) / f^3,
+# 4e-7 for the normal quantile over 1 - 2v: in w - 3 for w <= 6, in sqrt(w) - 3.5 beyond.
+_LOG = _float32(
+    0.3333331048,
+    -0.2499998659,
+    0.2000215203,
+    -0.1666919590,
+    0.1421989799,
+    -0.1238581091,
+    0.1186618209,
+    -0.1177964434,
+    0.06917648017,
+)
+_NORMAL_CENTRE = _float32(
+    2.296035528,
+    0.3417185545,
+    -0.008116988465,
+    -0.001184988301,
+    2.772347943e-4,
+    -1.696207619e-5,
+    -2.807346164e-6,
+    4.804090850e-7,
+    1.736122357e-9,
+)
+_NORMAL_TAIL = _float32(
+    4.717089176,
+    1.424632788,
+    0.004640130792,
+    -0.002897806937,
+    0.001513415249,
+    -0.001013339846,
+    6.807355094e-4,
+    -2.794867614e-4,
+    4.428939428e-5,
+)
+
+
 # ------------------------------------------------------------------------------------- primitives, plain numba
 
 
@@ -326,6 +511,33 @@ def _plain_mark_hits(source, row_start, next_block, bias_P, first, tau, load_P):
         load_P[first + k] += hit
         bits |= np.uint64(hit) << np.uint64(k)
     return bits
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+@register_jitable
+def _plain_hash_words(counter, words):
+    """splitmix64 (Steele, Lea and Flood, OOPSLA 2014): words.size outputs, a multiple of 8, from `counter` on."""
+    for i in range(words.size):
+        z = counter + np.uint64(i) * _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * _MIX_1
+        z = (z ^ (z >> np.uint64(27))) * _MIX_2
+        words[i] = z ^ (z >> np.uint64(31))
+
+
+@register_jitable
+def _plain_float_to_bits(x):
+    """The float32's bits as an int32."""
+    return np.float32(x).view(np.int32)
+
+
+@register_jitable
+def _plain_bits_to_float(bits):
+    """The float32 with these bits."""
+    return np.int32(bits).view(np.float32)
 
 
 @register_jitable
@@ -556,9 +768,53 @@ def _vector_lowest_bit(_, bits):
     return types.int64(types.uint64), codegen
 
 
+@intrinsic
+def _vector_hash_words(_, counter, words):
+    register = ir.VectorType(_I64, 8)
+
+    def every_lane(number):
+        return ir.Constant(register, [int(number)] * register.count)
+
+    def codegen(context, builder, signature, args):
+        counters = builder.insert_element(ir.Constant(register, ir.Undefined), args[0], ir.Constant(_I32, 0))
+        counters = builder.shuffle_vector(counters, counters, _lane_mask([0] * register.count))
+        steps = ir.Constant(register, [lane * int(_GOLDEN) % 2**64 for lane in range(register.count)])
+        counters = cgutils.alloca_once_value(builder, builder.add(counters, steps))
+        target = _address(context, builder, words, args[1], ir.Constant(_I64, 0), register)
+        size = builder.extract_value(context.make_array(words)(context, builder, args[1]).shape, 0)
+        with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_I64, register.count))) as loop:
+            z = builder.load(counters)
+            builder.store(builder.add(z, every_lane(register.count * int(_GOLDEN) % 2**64)), counters)
+            for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+                z = builder.mul(builder.xor(z, builder.lshr(z, every_lane(shift))), every_lane(factor))
+            z = builder.xor(z, builder.lshr(z, every_lane(31)))
+            builder.store(z, builder.gep(target, [loop.index]), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, words), codegen
+
+
+@intrinsic
+def _vector_float_to_bits(_, x):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], _I32)
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def _vector_bits_to_float(_, bits):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
 if _USE_VECTOR_CODE:
     transpose_biased, absorb, sum_best = _vector_transpose_biased, _vector_absorb, _vector_sum_best
     mark_hits, count_bits, lowest_bit = _vector_mark_hits, _vector_count_bits, _vector_lowest_bit
+    hash_words, float_to_bits, bits_to_float = _vector_hash_words, _vector_float_to_bits, _vector_bits_to_float
 else:
     transpose_biased, absorb, sum_best = _plain_transpose_biased, _plain_absorb, _plain_sum_best
     mark_hits, count_bits, lowest_bit = _plain_mark_hits, _plain_count_bits, _plain_lowest_bit
+    hash_words, float_to_bits, bits_to_float = _plain_hash_words, _plain_float_to_bits, _plain_bits_to_float

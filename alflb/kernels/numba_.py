@@ -15,13 +15,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alflb.kernels import Allocation
-from alflb.kernels._compiled import CHUNK, MAX_WIDTH, REGISTER_BYTES, WORD, make_scratch, route_chunks
-from alflb.problem import FloatArray, check_count
+from alflb.kernels._compiled import (
+    CHUNK,
+    MAX_WIDTH,
+    REGISTER_BYTES,
+    WORD,
+    DrawSource,
+    draw_rows,
+    make_scratch,
+    route_chunks,
+    route_drawn_chunks,
+)
+from alflb.kernels.draws import DISTRIBUTIONS, Draw
+from alflb.problem import FloatArray
+from alflb.threads import num_threads
 
 _SHARED_GROUPS = 0.17
 """Pairs of a token's top K that may fall into one group, on average; each such token costs a repair."""
@@ -39,29 +52,61 @@ def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArra
     return _route(scores_TE, bias_E, top_k, np.empty((0, top_k), dtype=np.int32))
 
 
-def num_threads() -> int:
-    """Threads in use: the environment variable ALFLB_NUM_THREADS, else the cores this process may use."""
-    wanted = os.environ.get("ALFLB_NUM_THREADS")
-    if wanted:
-        return check_count(int(wanted) if wanted.isdigit() else wanted, "ALFLB_NUM_THREADS")
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def drawn_loads(draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
+    """`loads` of scores that are drawn where they are routed: the same bits as ``loads(draw.scores(), ...)``."""
+    num_experts = draw.offset_E.size
+    bias_P, groups = _prepare(bias_E, np.dtype(np.float32), top_k)
+    experts_TK = np.empty((0, top_k), dtype=np.int32)
+
+    def work(first: int, last: int, load_CE: NDArray[np.int64], dual_C: NDArray[np.float64]) -> None:
+        scratch = make_scratch(bias_P, top_k, groups)
+        source = _draw_source(draw)
+        route_drawn_chunks(
+            source, draw.num_tokens, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch
+        )
+
+    return _count_chunks(work, draw.num_tokens, num_experts)
+
+
+def draw_scores(draw: Draw) -> NDArray[np.float32]:
+    """The scores of a draw as an array."""
+    num_experts = draw.offset_E.size
+    scores_TE = np.empty((draw.num_tokens, num_experts), dtype=np.float32)
+
+    def work(first: int, last: int) -> None:
+        rows_TE = scores_TE[first * CHUNK : last * CHUNK]
+        draw_rows(_draw_source(draw), first * CHUNK, len(rows_TE), rows_TE.reshape(-1), num_experts)
+
+    _share_out(-(-draw.num_tokens // CHUNK), work)
+    return scores_TE
 
 
 def _route(
     scores_TE: FloatArray, bias_E: FloatArray, top_k: int, experts_TK: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], float]:
-    num_tokens, num_experts = scores_TE.shape
-    groups = _num_groups(num_experts, top_k, REGISTER_BYTES // scores_TE.itemsize)
-    bias_P = _padded(bias_E.astype(scores_TE.dtype), groups)
+    bias_P, groups = _prepare(bias_E, scores_TE.dtype, top_k)
     scores = scores_TE.reshape(-1)
 
     def work(first: int, last: int, load_CE: NDArray[np.int64], dual_C: NDArray[np.float64]) -> None:
         scratch = make_scratch(bias_P, top_k, groups)
         route_chunks(scores, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch)
 
-    return _over_chunks(work, num_tokens, num_experts)
+    return _count_chunks(work, *scores_TE.shape)
+
+
+def _prepare(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int) -> tuple[FloatArray, int]:
+    """The bias in the dtype of the scores, with zeros behind it up to whole groups and words; and the groups."""
+    groups = _num_groups(bias_E.size, top_k, REGISTER_BYTES // dtype.itemsize)
+    unit = max(groups, WORD)
+    bias_P = np.zeros(-(-bias_E.size // unit) * unit, dtype=dtype)
+    bias_P[: bias_E.size] = bias_E
+    return bias_P, groups
+
+
+def _draw_source(draw: Draw) -> DrawSource:
+    words = np.empty(-(-draw.offset_E.size // 16) * 8, dtype=np.uint64)
+    distribution = DISTRIBUTIONS.index(draw.distribution)
+    return DrawSource(distribution, np.uint64(draw.key), draw.offset_E, words, words.view(np.uint32))
 
 
 def _num_groups(num_experts: int, top_k: int, lanes: int) -> int:
@@ -79,28 +124,25 @@ def _num_groups(num_experts: int, top_k: int, lanes: int) -> int:
     return groups
 
 
-def _padded(bias_E: FloatArray, groups: int) -> FloatArray:
-    """The bias with zeros behind it, up to whole groups and whole words."""
-    unit = max(groups, WORD)
-    bias_P = np.zeros(-(-bias_E.size // unit) * unit, dtype=bias_E.dtype)
-    bias_P[: bias_E.size] = bias_E
-    return bias_P
-
-
-def _over_chunks(
+def _count_chunks(
     work: Callable[[int, int, NDArray[np.int64], NDArray[np.float64]], None], num_tokens: int, num_experts: int
 ) -> tuple[NDArray[np.int64], float]:
-    """Share the chunks out among threads; loads and dual sums added in chunk order."""
+    """Let threads count chunks of tokens; loads and dual sums added in chunk order."""
     num_chunks = -(-num_tokens // CHUNK)
     load_CE = np.zeros((num_chunks, num_experts), dtype=np.int64)
     dual_C = np.zeros(num_chunks, dtype=np.float64)
+    _share_out(num_chunks, lambda first, last: work(first, last, load_CE, dual_C))
+    return load_CE.sum(axis=0), float(sum(dual_C.tolist()))
+
+
+def _share_out(num_chunks: int, work: Callable[[int, int], None]) -> None:
+    """Cover the chunks by work(first, last) calls, one in this thread and one in each of the others."""
     num_spans = min(num_threads(), num_chunks)
     edges = [num_chunks * span // num_spans for span in range(num_spans + 1)]
-    others = [_pool(num_spans - 1).submit(work, first, last, load_CE, dual_C) for first, last in pairwise(edges[1:])]
-    work(edges[0], edges[1], load_CE, dual_C)
+    others = [_pool(num_spans - 1).submit(work, first, last) for first, last in pairwise(edges[1:])]
+    work(edges[0], edges[1])
     for other in others:
         other.result()
-    return load_CE.sum(axis=0), float(sum(dual_C.tolist()))
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.kernels import Allocation
+from alflb.kernels.draws import Draw
 from alflb.problem import FloatArray
 
 
@@ -23,3 +24,8 @@ def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArra
     """Loads and dual sum of the same allocation."""
     _, load_E, dual_sum = allocate(scores_TE, bias_E, top_k)
     return load_E, dual_sum
+
+
+def drawn_loads(draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
+    """Loads and dual sum of scores that are drawn first."""
+    return loads(draw.scores(), bias_E, top_k)
