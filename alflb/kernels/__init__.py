@@ -37,13 +37,21 @@ class Allocation(NamedTuple):
 
 
 class Kernels(Protocol):
-    """A backend: biased top-K with and without the list of chosen experts."""
+    """A backend: biased top-K, and what comes with it more cheaply than after it."""
+
+    MAX_MARGIN_TOP_K: int
+    """Largest top_k for which margins are to be had."""
 
     def allocate(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
         """Choose top_k experts for each token."""
 
     def loads(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
         """The same, returning only (load_E, dual_sum)."""
+
+    def allocate_with_margins(
+        self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int
+    ) -> tuple[Allocation, NDArray[np.float64]]:
+        """The allocation, and each token's K-th minus (K+1)-th biased score (NaN if both are -inf)."""
 
     def drawn_loads(self, draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
         """``loads(draw.scores(), bias_E, top_k)``, bit for bit, with no need to store the scores."""

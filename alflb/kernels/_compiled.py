@@ -97,10 +97,11 @@ def make_scratch(bias_P: NDArray[Any], top_k: int, groups: int) -> Scratch:
 
 
 @_jit
-def route_chunks(scores, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch):
+def route_chunks(scores, bias_P, top_k, groups, experts_TK, margin_T, first, last, load_CE, dual_C, scratch):
     """Route chunks first..last - 1 of all, whose scores lie one row after the other.
 
-    experts_TK has no rows if the chosen experts are not wanted.
+    experts_TK and margin_T have no rows if they are not wanted. Margins need groups of one expert and scratch
+    made for K + 1.
     """
     num_experts = load_CE.shape[1]
     num_tokens = scores.size // num_experts
@@ -116,8 +117,17 @@ def route_chunks(scores, bias_P, top_k, groups, experts_TK, first, last, load_CE
                 _copy_rows(scores, token * num_experts, rows, num_experts, stride, scratch.tile)
                 dual = _route_block(scratch.tile, 0, rows, bias_P, top_k, groups, experts_TK, token, scratch)
             dual_C[chunk] += dual
+            if margin_T.size > 0:
+                for row in range(rows):
+                    margin_T[token + row] = _margin(scratch.best_KL, top_k, lanes, row)
         for k in range(num_experts):
             load_CE[chunk, k] = scratch.load_P[k]
+
+
+@_jit
+def _margin(best_KL, top_k, lanes, lane):
+    """K-th minus (K+1)-th value of a lane; NaN if both are -inf."""
+    return best_KL[(top_k - 1) * lanes + lane] - best_KL[top_k * lanes + lane]
 
 
 @_jit

@@ -40,6 +40,12 @@ _SHARED_GROUPS = 0.17
 """Pairs of a token's top K that may fall into one group, on average; each such token costs a repair."""
 
 
+MAX_MARGIN_TOP_K = MAX_WIDTH - 1
+"""Largest K for which `allocate_with_margins` works."""
+
+_NO_MARGINS = np.empty(0)
+
+
 def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
     """Top-K of scores + bias for each token, ties to the lowest expert index."""
     experts_TK = np.empty((scores_TE.shape[0], top_k), dtype=np.int32)
@@ -50,6 +56,16 @@ def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocatio
 def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
     """Loads and dual sum of the same allocation, without writing the chosen experts."""
     return _route(scores_TE, bias_E, top_k, np.empty((0, top_k), dtype=np.int32))
+
+
+def allocate_with_margins(
+    scores_TE: FloatArray, bias_E: FloatArray, top_k: int
+) -> tuple[Allocation, NDArray[np.float64]]:
+    """The allocation, and each token's K-th minus (K+1)-th biased score (NaN if both are -inf)."""
+    experts_TK = np.empty((scores_TE.shape[0], top_k), dtype=np.int32)
+    margin_T = np.empty(scores_TE.shape[0])
+    load_E, dual_sum = _route(scores_TE, bias_E, top_k, experts_TK, margin_T)
+    return Allocation(experts_TK, load_E, dual_sum), margin_T
 
 
 def drawn_loads(draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
@@ -82,21 +98,30 @@ def draw_scores(draw: Draw) -> NDArray[np.float32]:
 
 
 def _route(
-    scores_TE: FloatArray, bias_E: FloatArray, top_k: int, experts_TK: NDArray[np.int32]
+    scores_TE: FloatArray,
+    bias_E: FloatArray,
+    top_k: int,
+    experts_TK: NDArray[np.int32],
+    margin_T: NDArray[np.float64] = _NO_MARGINS,
 ) -> tuple[NDArray[np.int64], float]:
-    bias_P, groups = _prepare(bias_E, scores_TE.dtype, top_k)
+    width = top_k + 1 if margin_T.size else top_k
+    bias_P, groups = _prepare(bias_E, scores_TE.dtype, width, one_by_one=margin_T.size > 0)
     scores = scores_TE.reshape(-1)
 
     def work(first: int, last: int, load_CE: NDArray[np.int64], dual_C: NDArray[np.float64]) -> None:
-        scratch = make_scratch(bias_P, top_k, groups)
-        route_chunks(scores, bias_P, top_k, groups, experts_TK, first, last, load_CE, dual_C, scratch)
+        scratch = make_scratch(bias_P, width, groups)
+        route_chunks(scores, bias_P, top_k, groups, experts_TK, margin_T, first, last, load_CE, dual_C, scratch)
 
     return _count_chunks(work, *scores_TE.shape)
 
 
-def _prepare(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int) -> tuple[FloatArray, int]:
+def _prepare(
+    bias_E: FloatArray, dtype: np.dtype[Any], width: int, *, one_by_one: bool = False
+) -> tuple[FloatArray, int]:
     """The bias in the dtype of the scores, with zeros behind it up to whole groups and words; and the groups."""
-    groups = _num_groups(bias_E.size, top_k, REGISTER_BYTES // dtype.itemsize)
+    lanes = REGISTER_BYTES // dtype.itemsize
+    shared = 0.0 if one_by_one else _SHARED_GROUPS
+    groups = _num_groups(bias_E.size, width, lanes, shared)
     unit = max(groups, WORD)
     bias_P = np.zeros(-(-bias_E.size // unit) * unit, dtype=dtype)
     bias_P[: bias_E.size] = bias_E
@@ -109,7 +134,7 @@ def _draw_source(draw: Draw) -> DrawSource:
     return DrawSource(distribution, np.uint64(draw.key), draw.offset_E, words, words.view(np.uint32))
 
 
-def _num_groups(num_experts: int, top_k: int, lanes: int) -> int:
+def _num_groups(num_experts: int, top_k: int, lanes: int, shared: float) -> int:
     """How many groups the experts form on their way into the sorting network (see `alflb.kernels._compiled`).
 
     Fewer groups mean less sorting and more repairs, a group of one expert none: the lowest power of two that
@@ -119,7 +144,7 @@ def _num_groups(num_experts: int, top_k: int, lanes: int) -> int:
     while groups < min(top_k, MAX_WIDTH):
         groups *= 2
     pairs = top_k * (top_k - 1) / 2
-    while top_k <= MAX_WIDTH and pairs * (-(-num_experts // groups) - 1) > _SHARED_GROUPS * (num_experts - 1):
+    while top_k <= MAX_WIDTH and pairs * (-(-num_experts // groups) - 1) > shared * (num_experts - 1):
         groups *= 2
     return groups
 
