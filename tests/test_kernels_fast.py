@@ -27,8 +27,10 @@ SHAPES = [
     (300, 257, 9),
     (129, 130, 2),
     (65, 320, 20),
+    (40, 20, 17),
     (70, 100, 32),
     (70, 100, 33),
+    (70, 140, 65),
     (50, 64, 63),
 ]
 DTYPES = [np.float32, np.float64]
@@ -120,7 +122,7 @@ def test_read_only_scores_are_accepted():
     assert_equals_reference(scores_TE, np.zeros(64), 8)
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32, 64])
 def test_sorting_network_sorts_every_sequence_of_zeros_and_ones(width):
     """By the zero-one principle it then sorts everything; beyond 16 inputs, a sample."""
     rng = np.random.default_rng(0)

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 CHUNK = 2048
 """Tokens whose loads and dual sum are accumulated together; part of the result's definition."""
 REGISTER_BYTES = 64
-MAX_WIDTH = 32
+MAX_WIDTH = 64
 """Widest network; for larger K each row is partitioned instead."""
 WORD = 64
 """Experts whose hits share one integer."""
@@ -86,7 +86,7 @@ def make_scratch(bias_P: NDArray[Any], top_k: int, groups: int) -> Scratch:
         columns_GL=np.empty(groups * lanes, dtype),
         best_KL=np.empty(width * lanes, dtype),
         sum_L=np.empty(lanes),
-        hits_W=np.empty(padded // WORD, np.uint64),
+        hits_W=np.empty(-(-padded // WORD), np.uint64),
         load_P=np.empty(padded, np.int32),
         value_C=np.empty(padded, dtype),
         expert_C=np.empty(padded, np.int32),
@@ -200,8 +200,10 @@ def _keep_best(columns_GL, best_KL, lanes):
             absorb(columns_GL, start, best_KL, 8)
         elif width == 16:
             absorb(columns_GL, start, best_KL, 16)
-        else:
+        elif width == 32:
             absorb(columns_GL, start, best_KL, 32)
+        else:
+            absorb(columns_GL, start, best_KL, 64)
 
 
 @_jit
@@ -242,10 +244,19 @@ def _move_largest_to_front(value_C, top_k):
 @_jit
 def _mark_row(source, row_start, bias_P, tau, scratch):
     """Step 2: mark and count the experts that reach tau, and add them to the loads."""
-    next_block = scratch.sum_L.size * bias_P.size
+    stride = bias_P.size
+    next_block = scratch.sum_L.size * stride
+    if stride == 16:
+        bits = mark_hits(source, row_start, next_block, bias_P, 0, tau, scratch.load_P, 16)
+        scratch.hits_W[0] = bits
+        return count_bits(bits)
+    if stride == 32:
+        bits = mark_hits(source, row_start, next_block, bias_P, 0, tau, scratch.load_P, 32)
+        scratch.hits_W[0] = bits
+        return count_bits(bits)
     count = 0
     for word in range(scratch.hits_W.size):
-        bits = mark_hits(source, row_start, next_block, bias_P, word * WORD, tau, scratch.load_P)
+        bits = mark_hits(source, row_start, next_block, bias_P, word * WORD, tau, scratch.load_P, WORD)
         scratch.hits_W[word] = bits
         count += count_bits(bits)
     return count
@@ -513,10 +524,10 @@ def _plain_sum_best(best_KL, top_k, sum_L):
 
 
 @register_jitable
-def _plain_mark_hits(source, row_start, next_block, bias_P, first, tau, load_P):
-    """Of the WORD experts from `first` on, the bits of those that reach tau; each is counted in load_P."""
+def _plain_mark_hits(source, row_start, next_block, bias_P, first, tau, load_P, count):
+    """Of `count` experts from `first` on, the bits of those that reach tau; each is counted in load_P."""
     bits = np.uint64(0)
-    for k in range(WORD):
+    for k in range(count):
         hit = source[row_start + first + k] + bias_P[first + k] >= tau
         load_P[first + k] += hit
         bits |= np.uint64(hit) << np.uint64(k)
@@ -723,14 +734,16 @@ def _vector_sum_best(_, best_KL, top_k, sum_L):
     return types.void(best_KL, types.intp, sum_L), codegen
 
 
-@intrinsic
-def _vector_mark_hits(_, source, row_start, next_block, bias_P, first, tau, load_P):
+@intrinsic(prefer_literal=True)
+def _vector_mark_hits(_, source, row_start, next_block, bias_P, first, tau, load_P, count):
+    if not isinstance(count, types.IntegerLiteral):
+        return None
     register = _register_type(bias_P.dtype)
     lanes, element_bytes = register.count, bias_P.dtype.bitwidth // 8
     counters = ir.VectorType(_I32, lanes)
 
     def codegen(context, builder, signature, args):
-        source_, row_start_, next_block_, bias_, first_, tau_, load_ = args
+        source_, row_start_, next_block_, bias_, first_, tau_, load_, _ = args
         index = builder.add(row_start_, first_)
         row = _address(context, builder, source, source_, index, register)
         next_row = _address(context, builder, source, source_, builder.add(index, next_block_), register)
@@ -740,7 +753,7 @@ def _vector_mark_hits(_, source, row_start, next_block, bias_P, first, tau, load
         bar = builder.shuffle_vector(bar, bar, _lane_mask([0] * lanes))
         word = ir.Constant(_I64, 0)
         new_loads = []
-        for part in range(WORD // lanes):
+        for part in range(count.literal_value // lanes):
             # While the core is busy here, fetch the rows it will want next.
             _prefetch(builder, builder.gep(next_row, [ir.Constant(_I64, part)]))
             value = builder.fadd(_load(builder, row, part, element_bytes), _load(builder, bias, part, element_bytes))
@@ -751,7 +764,8 @@ def _vector_mark_hits(_, source, row_start, next_block, bias_P, first, tau, load
         _store(builder, new_loads, load, 4)
         return word
 
-    return types.uint64(source, types.intp, types.intp, bias_P, types.intp, bias_P.dtype, load_P), codegen
+    signature = types.uint64(source, types.intp, types.intp, bias_P, types.intp, bias_P.dtype, load_P, count)
+    return signature, codegen
 
 
 def _prefetch(builder, pointer):

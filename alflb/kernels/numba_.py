@@ -118,14 +118,22 @@ def _route(
 def _prepare(
     bias_E: FloatArray, dtype: np.dtype[Any], width: int, *, one_by_one: bool = False
 ) -> tuple[FloatArray, int]:
-    """The bias in the dtype of the scores, with zeros behind it up to whole groups and words; and the groups."""
+    """The bias in the dtype of the scores, with zeros behind it up to a length the kernels know; and the groups."""
     lanes = REGISTER_BYTES // dtype.itemsize
     shared = 0.0 if one_by_one else _SHARED_GROUPS
     groups = _num_groups(bias_E.size, width, lanes, shared)
-    unit = max(groups, WORD)
-    bias_P = np.zeros(-(-bias_E.size // unit) * unit, dtype=dtype)
+    bias_P = np.zeros(_row_length(bias_E.size, groups), dtype=dtype)
     bias_P[: bias_E.size] = bias_E
     return bias_P, groups
+
+
+def _row_length(num_experts: int, groups: int) -> int:
+    """The least length that holds all experts, in whole groups: 16, 32, or whole words."""
+    for length in (16, 32):
+        if max(num_experts, groups) <= length:
+            return length
+    unit = max(groups, WORD)
+    return -(-num_experts // unit) * unit
 
 
 def _draw_source(draw: Draw) -> DrawSource:
