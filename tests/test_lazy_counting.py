@@ -68,7 +68,7 @@ def test_rounding_of_large_biases_is_guarded_against():
 
 
 @pytest.mark.parametrize("kernels", BACKENDS, ids=["numba", "reference"])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 5), (5, 2), (64, 8), (256, 8), (70, 63)])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 5), (5, 2), (64, 8), (256, 8), (70, 31)])
 def test_margins(kernels, num_experts, top_k):
     rng = np.random.default_rng(3)
     scores_TE, bias_E = rng.standard_normal((50, num_experts)), rng.standard_normal(num_experts)

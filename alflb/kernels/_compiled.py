@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 CHUNK = 2048
 """Tokens whose loads and dual sum are accumulated together; part of the result's definition."""
 REGISTER_BYTES = 64
-MAX_WIDTH = 64
+MAX_WIDTH = 32
 """Widest network; for larger K each row is partitioned instead."""
 WORD = 64
 """Experts whose hits share one integer."""
@@ -200,10 +200,8 @@ def _keep_best(columns_GL, best_KL, lanes):
             absorb(columns_GL, start, best_KL, 8)
         elif width == 16:
             absorb(columns_GL, start, best_KL, 16)
-        elif width == 32:
-            absorb(columns_GL, start, best_KL, 32)
         else:
-            absorb(columns_GL, start, best_KL, 64)
+            absorb(columns_GL, start, best_KL, 32)
 
 
 @_jit
