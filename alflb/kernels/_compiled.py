@@ -54,6 +54,8 @@ _USE_VECTOR_CODE = not config.DISABLE_JIT and platform.machine().lower() in ("x8
 # since a check for division by zero keeps loops from becoming vector code.
 _jit = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 
+_jit_inline = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
+
 
 class Scratch(NamedTuple):
     """Working memory of one thread."""
@@ -171,7 +173,7 @@ def _write_row(hits_W, experts_TK, token):
 # ------------------------------------------------------------------------------------- the three steps of a block
 
 
-@_jit
+@_jit_inline
 def _bound_rows(source, start, bias_P, top_k, groups, scratch):
     """Step 1: for each row a bar that at least K experts reach, and the sum of K values that reach it."""
     if top_k > MAX_WIDTH:
@@ -184,7 +186,7 @@ def _bound_rows(source, start, bias_P, top_k, groups, scratch):
     sum_best(scratch.best_KL, top_k, scratch.sum_L)
 
 
-@_jit
+@_jit_inline
 def _keep_best(columns_GL, best_KL, lanes):
     """Pass all columns through the network of the right width, which must be a constant of the machine code."""
     width = best_KL.size // lanes
@@ -239,7 +241,7 @@ def _move_largest_to_front(value_C, top_k):
             right = j
 
 
-@_jit
+@_jit_inline
 def _mark_row(source, row_start, bias_P, tau, scratch):
     """Step 2: mark and count the experts that reach tau, and add them to the loads."""
     stride = bias_P.size
