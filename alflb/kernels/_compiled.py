@@ -492,13 +492,15 @@ _NORMAL_TAIL = _float32(
 def _plain_transpose_biased(source, start, bias_P, group, groups, columns_GL):
     """Of the block at source[start:], columns of `lanes` groups from `group` on: maxima of score + bias."""
     lanes, stride = columns_GL.size // groups, bias_P.size
-    for g in range(group, group + lanes):
+    columns_GL[group * lanes : (group + lanes) * lanes] = -np.inf
+    for first in range(group, stride, groups):
         for row in range(lanes):
-            best = source[start + row * stride + g] + bias_P[g]
-            for k in range(g + groups, stride, groups):
-                value = source[start + row * stride + k] + bias_P[k]
-                best = value if value > best else best
-            columns_GL[g * lanes + row] = best
+            score_L = source[start + row * stride + first :][:lanes]
+            bias_L = bias_P[first:][:lanes]
+            column_L = columns_GL[group * lanes + row :][: lanes * lanes : lanes]
+            for g in range(lanes):
+                value = score_L[g] + bias_L[g]
+                column_L[g] = value if value > column_L[g] else column_L[g]
 
 
 @register_jitable
@@ -506,12 +508,13 @@ def _plain_absorb(columns_GL, start, best_KL, width):
     """Replace the best `width` values of each lane by the best of them and of `width` more, descending."""
     lanes = best_KL.size // width
     for c in range(width):
-        for lane in range(lanes):
-            value = columns_GL[start + c * lanes + lane]
-            for slot in range(lane, best_KL.size, lanes):
-                best = best_KL[slot]
-                best_KL[slot] = value if value > best else best
-                value = best if value > best else value
+        value_L = columns_GL[start + c * lanes :][:lanes]
+        for k in range(width):
+            best_L = best_KL[k * lanes :][:lanes]
+            for lane in range(lanes):
+                value, best = value_L[lane], best_L[lane]
+                best_L[lane] = value if value > best else best
+                value_L[lane] = best if value > best else value
 
 
 @register_jitable
@@ -519,18 +522,20 @@ def _plain_sum_best(best_KL, top_k, sum_L):
     """Sum of the first top_k values of each lane, in float64."""
     sum_L[:] = 0.0
     for k in range(top_k):
+        best_L = best_KL[k * sum_L.size :][: sum_L.size]
         for lane in range(sum_L.size):
-            sum_L[lane] += best_KL[k * sum_L.size + lane]
+            sum_L[lane] += best_L[lane]
 
 
 @register_jitable
 def _plain_mark_hits(source, row_start, next_block, bias_P, first, tau, load_P, count):
     """Of `count` experts from `first` on, the bits of those that reach tau; each is counted in load_P."""
+    score_C, bias_C, load_C = source[row_start + first :][:count], bias_P[first:][:count], load_P[first:][:count]
     bits = np.uint64(0)
     for k in range(count):
-        hit = source[row_start + first + k] + bias_P[first + k] >= tau
-        load_P[first + k] += hit
-        bits |= np.uint64(hit) << np.uint64(k)
+        hit = np.uint64(score_C[k] + bias_C[k] >= tau)
+        load_C[k] += np.int32(hit)
+        bits |= hit << np.uint64(k)
     return bits
 
 
@@ -572,10 +577,7 @@ def _plain_count_bits(bits):
 
 @register_jitable
 def _plain_lowest_bit(bits):
-    index = 0
-    while not (bits >> np.uint64(index)) & np.uint64(1):
-        index += 1
-    return index
+    return _plain_count_bits(~bits & (bits - np.uint64(1)))
 
 
 # ------------------------------------------------------------------------------------- primitives, LLVM vector code
