@@ -110,6 +110,12 @@ def simulate(
     ValueError
         For bad arguments, NaN or +inf in a batch, or a stream that ends early or changes shape.
 
+    Notes
+    -----
+    Without observers nobody sees the scores, so those of a `DrawnStream` are drawn where they are routed and
+    never stored, and of scores that stay the same only tokens that may have moved are routed again
+    (`alflb.kernels.counting`). Biases and loads are the same, bit for bit.
+
     References
     ----------
     Wang et al., arXiv 2408.15664, Algorithm 1.

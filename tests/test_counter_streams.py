@@ -135,3 +135,10 @@ def test_trajectory_is_the_same_as_from_arrays(name, backend):
     assert unseen.bias_NE.tobytes() == seen.bias_NE.tobytes()
     assert unseen.load_NE.tobytes() == seen.load_NE.tobytes()
     assert unseen.meta["static"] is False
+
+
+def test_bad_draws_are_refused_by_name():
+    with pytest.raises(ValueError, match="did you mean 'gumbel'"):
+        Draw("gumble", 0, 1, np.zeros(2, np.float32))
+    with pytest.raises(ValueError, match="offset_E"):
+        next(make_stream("uniform", num_experts=2, offsets=(0.0, 1e300)).batches(0))

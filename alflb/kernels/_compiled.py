@@ -51,10 +51,11 @@ _USE_VECTOR_CODE = not config.DISABLE_JIT and platform.machine().lower() in ("x8
 
 # Compiled functions borrow their arrays from the caller and allocate nothing. Saying so (_nrt=False) spares
 # two atomic operations an array and call, which would cost more than the work. error_model: numpy's rules,
-# since a check for division by zero keeps loops from becoming vector code.
-_jit = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-
-_jit_inline = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
+# since a check for division by zero keeps loops from becoming vector code. Functions with one caller are
+# inlined by numba, because LLVM would optimise their code once for themselves and once more in each caller.
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+_jit = njit(**_OPTIONS)
+_jit_inline = njit(**_OPTIONS, inline="always")
 
 
 class Scratch(NamedTuple):
@@ -120,16 +121,16 @@ def route_chunks(scores, bias_P, top_k, groups, experts_TK, margin_T, first, las
                 dual = _route_block(scratch.tile, 0, rows, bias_P, top_k, groups, experts_TK, token, scratch)
             dual_C[chunk] += dual
             if margin_T.size > 0:
-                for row in range(rows):
-                    margin_T[token + row] = _margin(scratch.best_KL, top_k, lanes, row)
+                _write_margins(scratch.best_KL, top_k, lanes, rows, margin_T, token)
         for k in range(num_experts):
             load_CE[chunk, k] = scratch.load_P[k]
 
 
 @_jit
-def _margin(best_KL, top_k, lanes, lane):
-    """K-th minus (K+1)-th value of a lane; NaN if both are -inf."""
-    return best_KL[(top_k - 1) * lanes + lane] - best_KL[top_k * lanes + lane]
+def _write_margins(best_KL, top_k, lanes, rows, margin_T, token):
+    """K-th minus (K+1)-th value of each row; NaN if both are -inf."""
+    for row in range(rows):
+        margin_T[token + row] = best_KL[(top_k - 1) * lanes + row] - best_KL[top_k * lanes + row]
 
 
 @_jit

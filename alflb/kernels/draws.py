@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.registry import unknown_name
+
 DISTRIBUTIONS = ("uniform", "logistic", "gumbel", "normal")
 """Standard laws that scores can be drawn from: U(0, 1), Logistic(0, 1), Gumbel(0, 1), N(0, 1)."""
 
@@ -34,6 +36,12 @@ class Draw:
     """Chooses the noise, 0 <= key < 2^64."""
     num_tokens: int
     offset_E: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.distribution not in DISTRIBUTIONS:
+            raise unknown_name("distribution", self.distribution, DISTRIBUTIONS)
+        if not np.isfinite(self.offset_E).all():
+            raise ValueError("offset_E holds numbers that float32 cannot; pass finite offsets below 3e38")
 
     def scores(self) -> NDArray[np.float32]:
         """The scores as a (T, E) array."""

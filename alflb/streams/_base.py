@@ -106,7 +106,9 @@ class DrawnStream(SyntheticStream):
         check_count(seed, "seed", minimum=0)
         for t in itertools.count(1):
             key = draw_key(self.name, seed, t)
-            yield Draw(self.distribution, key, self.num_tokens, self.offset_at(t).astype(np.float32))
+            with np.errstate(over="ignore"):  # Draw says what is wrong with an infinite offset
+                offset_E = self.offset_at(t).astype(np.float32)
+            yield Draw(self.distribution, key, self.num_tokens, offset_E)
 
     def batches(self, seed: int) -> Iterator[FloatArray]:
         """The same batches as arrays."""
