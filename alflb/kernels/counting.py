@@ -76,7 +76,7 @@ class FixedScores:
         if self._route_all_next:
             return self._route_all(bias_E)
         self._travel_to(bias_E)
-        expired = np.flatnonzero(self._expiry_T <= self._travel + self._guard())
+        expired = np.flatnonzero(~(self._expiry_T > self._travel + self._guard()))  # an undefined margin is none
         if expired.size > _MOST_EXPIRED * len(self._scores_TE):
             self._steps_to_wait = self._pause
             self._pause = min(4 * self._pause, _LONGEST_PAUSE)
@@ -114,7 +114,8 @@ class FixedScores:
         move adds a rounded spread to a rounded travel in float64.
         """
         size = self._largest_score + self._largest_bias
-        in_scores = 8.0 * float(np.finfo(self._scores_TE.dtype).eps) * size
+        precision = np.finfo(self._scores_TE.dtype)
+        in_scores = 8.0 * (float(precision.eps) * size + float(precision.smallest_subnormal))
         in_travel = (self._num_moves + 4) * float(np.finfo(np.float64).eps) * (self._travel + 4.0 * size)
         return in_scores + in_travel
 
