@@ -51,7 +51,7 @@ def test_loads_of_fixed_scores(kernels, step, dtype):
 @given(st.data())
 def test_loads_of_tied_and_forbidden_scores(data):
     num_experts = data.draw(st.integers(1, 40))
-    top_k = data.draw(st.integers(1, min(num_experts, numba_.MAX_MARGIN_TOP_K)))
+    top_k = data.draw(st.integers(1, num_experts))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     scores_TE = rng.integers(0, data.draw(st.integers(1, 64)), (30, num_experts)) / 1024
     scores_TE[rng.random(scores_TE.shape) < data.draw(st.sampled_from([0.0, 0.3, 1.0]))] = -np.inf
@@ -68,7 +68,9 @@ def test_rounding_of_large_biases_is_guarded_against():
 
 
 @pytest.mark.parametrize("kernels", BACKENDS, ids=["numba", "reference"])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 5), (5, 2), (64, 8), (256, 8), (70, 31)])
+@pytest.mark.parametrize(
+    ("num_experts", "top_k"), [(1, 1), (5, 5), (5, 2), (64, 8), (256, 8), (70, 31), (70, 45), (64, 64)]
+)
 def test_margins(kernels, num_experts, top_k):
     rng = np.random.default_rng(3)
     scores_TE, bias_E = rng.standard_normal((50, num_experts)), rng.standard_normal(num_experts)

@@ -39,9 +39,6 @@ class Allocation(NamedTuple):
 class Kernels(Protocol):
     """A backend: biased top-K, and what comes with it more cheaply than after it."""
 
-    MAX_MARGIN_TOP_K: int
-    """Largest top_k for which margins are to be had."""
-
     def allocate(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
         """Choose top_k experts for each token."""
 

@@ -42,8 +42,6 @@ from numpy.typing import NDArray
 CHUNK = 2048
 """Tokens whose loads and dual sum are accumulated together; part of the result's definition."""
 REGISTER_BYTES = 64
-MAX_WIDTH = 32
-"""Widest network; for larger K each row is partitioned instead."""
 WORD = 64
 """Experts whose hits share one integer."""
 
@@ -177,9 +175,6 @@ def _write_row(hits_W, experts_TK, token):
 @_jit_inline
 def _bound_rows(source, start, bias_P, top_k, groups, scratch):
     """Step 1: for each row a bar that at least K experts reach, and the sum of K values that reach it."""
-    if top_k > MAX_WIDTH:
-        _bound_rows_by_partition(source, start, bias_P, top_k, scratch)
-        return
     lanes = scratch.sum_L.size
     for group in range(0, groups, lanes):
         transpose_biased(source, start, bias_P, group, groups, scratch.columns_GL)
@@ -189,7 +184,7 @@ def _bound_rows(source, start, bias_P, top_k, groups, scratch):
 
 @_jit_inline
 def _keep_best(columns_GL, best_KL, lanes):
-    """Pass all columns through the network of the right width, which must be a constant of the machine code."""
+    """Pass all columns through a network of the right width: in registers if that is a constant of the code."""
     width = best_KL.size // lanes
     best_KL[:] = -np.inf
     for start in range(0, columns_GL.size, best_KL.size):
@@ -203,43 +198,10 @@ def _keep_best(columns_GL, best_KL, lanes):
             absorb(columns_GL, start, best_KL, 8)
         elif width == 16:
             absorb(columns_GL, start, best_KL, 16)
-        else:
+        elif width == 32:
             absorb(columns_GL, start, best_KL, 32)
-
-
-@_jit
-def _bound_rows_by_partition(source, start, bias_P, top_k, scratch):
-    lanes, stride = scratch.sum_L.size, bias_P.size
-    for row in range(lanes):
-        for k in range(stride):
-            scratch.value_C[k] = source[start + row * stride + k] + bias_P[k]
-        _move_largest_to_front(scratch.value_C, top_k)
-        scratch.best_KL[(top_k - 1) * lanes + row] = scratch.value_C[top_k - 1]
-        scratch.sum_L[row] = 0.0
-        for k in range(top_k):
-            scratch.sum_L[row] += scratch.value_C[k]
-
-
-@_jit
-def _move_largest_to_front(value_C, top_k):
-    """Hoare's selection: afterwards the K largest values come first, the K-th of them last."""
-    left, right = 0, value_C.size - 1
-    while left < right:
-        pivot = value_C[top_k - 1]
-        i, j = left, right
-        while i <= j:
-            while value_C[i] > pivot:
-                i += 1
-            while value_C[j] < pivot:
-                j -= 1
-            if i <= j:
-                value_C[i], value_C[j] = value_C[j], value_C[i]
-                i += 1
-                j -= 1
-        if j < top_k - 1:
-            left = i
-        if i > top_k - 1:
-            right = j
+        else:
+            _plain_absorb(columns_GL, start, best_KL, width)
 
 
 @_jit_inline
@@ -508,14 +470,37 @@ def _plain_transpose_biased(source, start, bias_P, group, groups, columns_GL):
 def _plain_absorb(columns_GL, start, best_KL, width):
     """Replace the best `width` values of each lane by the best of them and of `width` more, descending."""
     lanes = best_KL.size // width
-    for c in range(width):
-        value_L = columns_GL[start + c * lanes :][:lanes]
-        for k in range(width):
-            best_L = best_KL[k * lanes :][:lanes]
-            for lane in range(lanes):
-                value, best = value_L[lane], best_L[lane]
-                best_L[lane] = value if value > best else best
-                value_L[lane] = best if value > best else value
+    new_KL = columns_GL[start:][: best_KL.size]
+    merged = 1
+    while merged < width:  # Batcher's odd-even merge sort, as in `sorting_network`
+        step = merged
+        while step >= 1:
+            for first in range(step % merged, width - step, 2 * step):
+                for i in range(first, min(first + step, width - step)):
+                    if i ^ (i + step) < 2 * merged:
+                        _plain_exchange(new_KL, i, i + step, lanes)
+            step //= 2
+        merged *= 2
+    for i in range(width):  # largest against smallest, then a bitonic merge
+        best_L, new_L = best_KL[i * lanes :][:lanes], new_KL[(width - 1 - i) * lanes :][:lanes]
+        for lane in range(lanes):
+            best_L[lane] = new_L[lane] if new_L[lane] > best_L[lane] else best_L[lane]
+    step = width // 2
+    while step >= 1:
+        for i in range(width):
+            if not i & step:
+                _plain_exchange(best_KL, i, i + step, lanes)
+        step //= 2
+
+
+@register_jitable
+def _plain_exchange(values_KL, i, j, lanes):
+    """Put the larger of values i and j first, in every lane."""
+    first_L, second_L = values_KL[i * lanes :][:lanes], values_KL[j * lanes :][:lanes]
+    for lane in range(lanes):
+        x, y = first_L[lane], second_L[lane]
+        first_L[lane] = x if x > y else y
+        second_L[lane] = y if x > y else x
 
 
 @register_jitable
@@ -639,7 +624,7 @@ def sorting_network(width):
         while step >= 1:
             for start in range(step % merged, width - step, 2 * step):
                 for i in range(start, min(start + step, width - step)):
-                    if i // (2 * merged) == (i + step) // (2 * merged):
+                    if i ^ (i + step) < 2 * merged:  # both in one pair of merged runs
                         pairs.append((i, i + step))
             step //= 2
         merged *= 2

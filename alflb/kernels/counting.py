@@ -52,8 +52,7 @@ class LoadCounter:
 
     def _is_worth_it(self, scores_TE: FloatArray) -> bool:
         """Whether to route lazily; an array that could be written to may have other scores next time."""
-        large = scores_TE.size >= _SMALLEST and self._top_k <= self._kernels.MAX_MARGIN_TOP_K
-        return large and not scores_TE.flags.writeable
+        return scores_TE.size >= _SMALLEST and not scores_TE.flags.writeable
 
 
 class FixedScores:

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from alflb.kernels import Allocation
 from alflb.kernels._compiled import (
     CHUNK,
-    MAX_WIDTH,
     REGISTER_BYTES,
     WORD,
     DrawSource,
@@ -38,10 +37,6 @@ from alflb.threads import num_threads
 
 _SHARED_GROUPS = 0.17
 """Pairs of a token's top K that may fall into one group, on average; each such token costs a repair."""
-
-
-MAX_MARGIN_TOP_K = MAX_WIDTH - 1
-"""Largest K for which `allocate_with_margins` works."""
 
 _NO_MARGINS = np.empty(0)
 
@@ -149,10 +144,10 @@ def _num_groups(num_experts: int, top_k: int, lanes: int, shared: float) -> int:
     fills a register, is no narrower than the network, and keeps repairs rare.
     """
     groups = lanes
-    while groups < min(top_k, MAX_WIDTH):
+    while groups < top_k:
         groups *= 2
     pairs = top_k * (top_k - 1) / 2
-    while top_k <= MAX_WIDTH and pairs * (-(-num_experts // groups) - 1) > shared * (num_experts - 1):
+    while pairs * (-(-num_experts // groups) - 1) > shared * (num_experts - 1):
         groups *= 2
     return groups
 

@@ -31,10 +31,6 @@ def drawn_loads(draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.
     return loads(draw.scores(), bias_E, top_k)
 
 
-MAX_MARGIN_TOP_K = np.iinfo(np.int64).max
-"""Largest K for which `allocate_with_margins` works: any."""
-
-
 def allocate_with_margins(
     scores_TE: FloatArray, bias_E: FloatArray, top_k: int
 ) -> tuple[Allocation, NDArray[np.float64]]:
