@@ -21,6 +21,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.kernels import numba_
+from alflb.kernels.counting import LoadCounter
 from alflb.kernels.draws import DISTRIBUTIONS, Draw
 
 TARGET = Path(__file__).parents[1] / "docs" / "benchmarks" / "allocator.md"
@@ -53,6 +55,7 @@ def main() -> None:
         scaling_section("E", [(16384, experts, 8) for experts in (16, 32, 64, 128, 256, 512)]),
         scaling_section("K", [(65536, 64, top_k) for top_k in (1, 2, 4, 8, 16, 32, 48)]),
         draws_section(),
+        fixed_scores_section(),
     ]
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     TARGET.write_text("\n\n".join(sections) + "\n")
@@ -249,6 +252,43 @@ def draws_section() -> str:
         rows.append([distribution, *(milliseconds(times)[0] for times in timings.values()), f"{billion:.0f}"])
     header = ["law", "draw and route, ms", "draw, ms", "numpy draws, ms", "draw and route 10^9 tokens, s"]
     return f"## Drawn scores, {SIZES[0]}, float32 (numpy: logistic and gumbel in float64)\n\n" + table(header, rows)
+
+
+def fixed_scores_section() -> str:
+    """The same scores routed again and again while the sign rule moves the bias: lazily and in full."""
+    rows = []
+    for size in SIZES[:2]:
+        scores_TE, _ = instance(*size, np.float32)
+        scores_TE.flags.writeable = False
+        for step_size in (1e-5, 1e-4, 1e-3):
+            bias_NE = sign_walk(scores_TE, size[2], step_size)
+            lazy, full = (walk(count, bias_NE) for count in (LoadCounter(numba_, size[2]).loads, full_loads(size[2])))
+            timings = take_turns({"lazy": partial(lazy, scores_TE), "full": partial(full, scores_TE)})
+            per_step = {name: [seconds / len(bias_NE) for seconds in times] for name, times in timings.items()}
+            row = [milliseconds(times)[0] for times in per_step.values()]
+            rows.append([f"{size}", f"{step_size:g}", *row, ratio(per_step["full"], per_step["lazy"])])
+    header = ["T, E, K", "step size", "lazy, ms a step", "all tokens, ms a step", "speed-up"]
+    return "## Fixed scores, float32\n\n" + table(header, rows)
+
+
+def sign_walk(scores_TE: Array, top_k: int, step_size: float) -> Array:
+    """Biases of some steps of the sign rule, from zero."""
+    target = top_k * scores_TE.shape[0] / scores_TE.shape[1]
+    biases = [np.zeros(scores_TE.shape[1])]
+    for _ in range(60):
+        load_E, _ = numba_.loads(scores_TE, biases[-1], top_k)
+        biases.append(biases[-1] + step_size * np.sign(target - load_E))
+    return np.array(biases)
+
+
+def full_loads(top_k: int) -> Callable[[Array, Array], Array]:
+    """Loads of all tokens, whatever was known before."""
+    return lambda scores_TE, bias_E: numba_.loads(scores_TE, bias_E, top_k)[0]
+
+
+def walk(count: Callable[[Array, Array], Array], bias_NE: Array) -> Callable[[Array], object]:
+    """Count the loads at one bias after the other."""
+    return lambda scores_TE: [count(scores_TE, bias_E) for bias_E in bias_NE]
 
 
 # --------------------------------------------------------------------------------------------- measuring
