@@ -199,7 +199,10 @@ def threads_section() -> str:
         contenders = {f"{count}": with_threads(count, scores_TE, bias_E, size[2]) for count in (1, 2)}
         timings = take_turns(contenders)
         rows.append([f"{size}", *(milliseconds(timings[name])[0] for name in "12"), ratio(timings["1"], timings["2"])])
-    return "## Two threads, float32, loads\n\n" + table(["T, E, K", "one, ms", "two, ms", "speed-up"], rows)
+    caution = "This says something only if nothing else ran: compare the load average above."
+    return f"## Two threads, float32, loads\n\n{caution}\n\n" + table(
+        ["T, E, K", "one, ms", "two, ms", "speed-up"], rows
+    )
 
 
 def with_threads(count: int, scores_TE: Array, bias_E: Array, top_k: int) -> Contender:
