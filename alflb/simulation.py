@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from alflb.datasets.traces import read_arrays
 from alflb.io import atomic_write
 from alflb.kernels import get_kernels
+from alflb.kernels.counting import LoadCounter
 from alflb.observers import Observer, Step
 from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k, target_load_E
 from alflb.rules import Rule
-from alflb.streams import Stream
+from alflb.streams import DrawnStream, Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +110,12 @@ def simulate(
     ValueError
         For bad arguments, NaN or +inf in a batch, or a stream that ends early or changes shape.
 
+    Notes
+    -----
+    Without observers nobody sees the scores, so those of a `DrawnStream` are drawn where they are routed and
+    never stored, and of scores that stay the same only tokens that may have moved are routed again
+    (`alflb.kernels.counting`). Biases and loads are the same, bit for bit.
+
     References
     ----------
     Wang et al., arXiv 2408.15664, Algorithm 1.
@@ -137,18 +144,19 @@ def simulate(
         bias_NE[0] = check_bias(bias_init, num_experts, name="bias_init")
 
     state = rule.init(num_experts)
+    counter = LoadCounter(kernels, top_k)
     previous: Step | None = None
     static = True
-    for n, scores_TE in enumerate(_checked_batches(stream, seed, num_steps)):
-        step = Step(n + 1, scores_TE, top_k, target_E, bias_NE[n], bias_NE[n + 1], kernels)
-        same_scores = previous is not None and previous.scores_TE is scores_TE
+    for n, batch in enumerate(_batches(stream, seed, num_steps, as_arrays=bool(observers))):
+        step = Step(n + 1, batch, top_k, target_E, bias_NE[n], bias_NE[n + 1], kernels)
+        same_scores = previous is not None and previous.scores_TE is batch
         static &= same_scores or n == 0
         if observers:
             if same_scores and previous is not None and "next_allocation" in vars(previous):
                 step.allocation = previous.next_allocation
             load_NE[n] = step.allocation.load_E
         else:
-            load_NE[n], _ = kernels.loads(scores_TE, bias_NE[n], top_k)
+            load_NE[n] = counter.loads(batch, bias_NE[n])
         bias_NE[n + 1], state = rule.update(bias_NE[n], load_NE[n], target_E, n + 1, state)
         for observer in observers:
             series[observer.name][n] = observer(step)
@@ -165,6 +173,13 @@ def simulate(
         "static": static,
     }
     return Trajectory(bias_NE, load_NE, target_E, series, meta)
+
+
+def _batches(stream: Stream, seed: int, num_steps: int, *, as_arrays: bool) -> Iterator[Any]:
+    """The first num_steps batches: arrays, or draws (`alflb.kernels.draws`) where nobody needs to see the scores."""
+    if isinstance(stream, DrawnStream) and not as_arrays:
+        return itertools.islice(stream.draws(seed), num_steps)
+    return _checked_batches(stream, seed, num_steps)
 
 
 def _checked_batches(stream: Stream, seed: int, num_steps: int) -> Iterator[FloatArray]:

@@ -1,7 +1,7 @@
 """Biased top-K allocation: the one operation everything else calls, in interchangeable backends.
 
-A backend is a module with two functions, `allocate` and `loads`, that agree in every integer with
-`alflb.kernels.reference`. The contract:
+A backend is a module with the functions of `Kernels`, which agree in every integer with `alflb.kernels.reference`.
+The contract:
 
 * ``biased = scores + bias.astype(scores.dtype)``: sums and comparisons happen in the scores' own dtype;
 * each token takes the K experts with the largest biased scores, ties to the lowest expert index;
@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.kernels.draws import Draw
 from alflb.problem import FloatArray
 from alflb.registry import unknown_name
 
@@ -36,13 +37,21 @@ class Allocation(NamedTuple):
 
 
 class Kernels(Protocol):
-    """A backend: biased top-K with and without the list of chosen experts."""
+    """A backend: biased top-K, and what comes with it more cheaply than after it."""
 
     def allocate(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
         """Choose top_k experts for each token."""
 
     def loads(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
         """The same, returning only (load_E, dual_sum)."""
+
+    def allocate_with_margins(
+        self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int
+    ) -> tuple[Allocation, NDArray[np.float64]]:
+        """The allocation, and each token's K-th minus (K+1)-th biased score (NaN if both are -inf)."""
+
+    def drawn_loads(self, draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
+        """``loads(draw.scores(), bias_E, top_k)``, bit for bit, with no need to store the scores."""
 
 
 _MODULES = {"reference": "alflb.kernels.reference", "numba": "alflb.kernels.numba_"}

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.kernels import Allocation
+from alflb.kernels.draws import Draw
 from alflb.problem import FloatArray
 
 
@@ -23,3 +24,19 @@ def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArra
     """Loads and dual sum of the same allocation."""
     _, load_E, dual_sum = allocate(scores_TE, bias_E, top_k)
     return load_E, dual_sum
+
+
+def drawn_loads(draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
+    """Loads and dual sum of scores that are drawn first."""
+    return loads(draw.scores(), bias_E, top_k)
+
+
+def allocate_with_margins(
+    scores_TE: FloatArray, bias_E: FloatArray, top_k: int
+) -> tuple[Allocation, NDArray[np.float64]]:
+    """The allocation, and each token's K-th minus (K+1)-th biased score (NaN if both are -inf)."""
+    biased_TE = np.sort(scores_TE + bias_E.astype(scores_TE.dtype), axis=1)[:, ::-1]
+    lowest_T = np.full(len(scores_TE), -np.inf) if top_k == scores_TE.shape[1] else biased_TE[:, top_k]
+    with np.errstate(invalid="ignore"):
+        margin_T = (biased_TE[:, top_k - 1] - lowest_T).astype(np.float64)
+    return allocate(scores_TE, bias_E, top_k), margin_T

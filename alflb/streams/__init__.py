@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from alflb.registry import import_siblings
-from alflb.streams._base import STREAMS, Stream
+from alflb.streams._base import STREAMS, DrawnStream, Stream
 from alflb.streams.static import Static
 
 import_siblings(__name__, __path__)
 
-__all__ = ["Static", "Stream", "make_stream", "stream_names"]
+__all__ = ["DrawnStream", "Static", "Stream", "make_stream", "stream_names"]
 
 
 def stream_names() -> list[str]:

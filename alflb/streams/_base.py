@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.kernels.draws import Draw, draw_key
 from alflb.problem import FloatArray, check_bias, check_count, check_number
 from alflb.registry import Registry
 
@@ -68,13 +70,9 @@ class SyntheticStream(ABC):
             offset_E = check_bias(self.offsets, self.num_experts, name="offsets")
             object.__setattr__(self, "offsets", tuple(offset_E.tolist()))
 
+    @abstractmethod
     def batches(self, seed: int) -> Iterator[FloatArray]:
         """Independent batches for t = 1, 2, ...; batch t depends on the population, `seed` and t alone."""
-        check_count(seed, "seed", minimum=0)
-        t = 0
-        while True:
-            t += 1
-            yield self.batch(t, seeded(self.name, seed, t))
 
     @property
     def name(self) -> str:
@@ -91,6 +89,32 @@ class SyntheticStream(ABC):
         """Generator for the fixed parts of the population, independent of the batches and of other parts."""
         return seeded(f"{self.name} population", self.population_seed, part)
 
-    @abstractmethod
-    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
-        """Scores of step t, shape (T, E)."""
+
+@dataclass(frozen=True)
+class DrawnStream(SyntheticStream):
+    """gamma_ik = offset_k + independent noise of a standard law, in float32.
+
+    Each score is a function of (seed, step, token, expert), so batches need not be stored to be routed:
+    `alflb.simulate` draws and routes them block by block, with the same result (see `alflb.kernels.draws`).
+    """
+
+    distribution: ClassVar[str]
+    """One of `alflb.kernels.draws.DISTRIBUTIONS`."""
+
+    def draws(self, seed: int) -> Iterator[Draw]:
+        """The batches for t = 1, 2, ..., not yet drawn."""
+        check_count(seed, "seed", minimum=0)
+        for t in itertools.count(1):
+            key = draw_key(self.name, seed, t)
+            with np.errstate(over="ignore"):  # Draw says what is wrong with an infinite offset
+                offset_E = self.offset_at(t).astype(np.float32)
+            yield Draw(self.distribution, key, self.num_tokens, offset_E)
+
+    def batches(self, seed: int) -> Iterator[FloatArray]:
+        """The same batches as arrays."""
+        for draw in self.draws(seed):
+            yield draw.scores()
+
+    def offset_at(self, t: int) -> NDArray[np.float64]:
+        """The offsets in force at step t, shape (E,); by default they never change."""
+        return self.offset_E()

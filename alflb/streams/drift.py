@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.problem import FloatArray, check_number
-from alflb.streams._base import STREAMS, SyntheticStream
+from alflb.problem import check_number
+from alflb.streams._base import STREAMS, DrawnStream
 
 
 @STREAMS.register("drift")
 @dataclass(frozen=True)
-class Drift(SyntheticStream):
+class Drift(DrawnStream):
     r"""gamma_ik = offset_k(t) + Logistic(0, 1), each offset on its own slow circle of period `period`.
 
     .. math:: o_k(t) = a_k \cos(2 \pi t / P) + b_k \sin(2 \pi t / P)
@@ -35,15 +35,12 @@ class Drift(SyntheticStream):
     True
     """
 
+    distribution = "logistic"
     period: float = 1000.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.period, "period", positive=True)
-
-    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
-        """Scores of step t."""
-        return rng.logistic(size=(self.num_tokens, self.num_experts)) + self.offset_at(t)
 
     def offset_at(self, t: int) -> NDArray[np.float64]:
         """The offsets in force at step t, shape (E,)."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from alflb.problem import FloatArray
-from alflb.streams._base import STREAMS, SyntheticStream
+from alflb.streams._base import STREAMS, DrawnStream
 
 
 @STREAMS.register("gumbel")
 @dataclass(frozen=True)
-class Gumbel(SyntheticStream):
+class Gumbel(DrawnStream):
     """gamma_ik = offset_k + Gumbel(0, 1). For K = 1 the expected load is softmax(offset + p) T (claim C8).
 
     Hence the population optimum is p* = mean(offset) - offset: the golden test stream.
@@ -23,6 +20,4 @@ class Gumbel(SyntheticStream):
     (4, 3)
     """
 
-    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
-        """Scores of step t."""
-        return rng.gumbel(size=(self.num_tokens, self.num_experts)) + self.offset_E()
+    distribution = "gumbel"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from alflb.problem import FloatArray, check_count, check_number
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, SyntheticStream
+from alflb.streams._base import STREAMS, SyntheticStream, seeded
 
 _SCORE_FUNCTIONS = ("sigmoid", "softmax")
 
@@ -50,8 +52,13 @@ class LinearRouter(SyntheticStream):
         if self.score_function not in _SCORE_FUNCTIONS:
             raise unknown_name("score_function", self.score_function, _SCORE_FUNCTIONS)
 
-    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
-        """Scores of step t."""
+    def batches(self, seed: int) -> Iterator[FloatArray]:
+        """Batches for t = 1, 2, ... without end."""
+        check_count(seed, "seed", minimum=0)
+        for t in itertools.count(1):
+            yield self._batch(seeded(self.name, seed, t))
+
+    def _batch(self, rng: np.random.Generator) -> FloatArray:
         z_TH = rng.standard_normal((self.num_tokens, self.hidden_dim))
         if self.num_topics > 1:
             z_TH += self._topic_means()[rng.integers(self.num_topics, size=self.num_tokens)]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from alflb.problem import FloatArray
-from alflb.streams._base import STREAMS, SyntheticStream
+from alflb.streams._base import STREAMS, DrawnStream
 
 
 @STREAMS.register("logistic")
 @dataclass(frozen=True)
-class Logistic(SyntheticStream):
+class Logistic(DrawnStream):
     """gamma_ik = offset_k + Logistic(0, 1): the stream on which the steady-state law was first measured.
 
     Examples
@@ -21,6 +18,4 @@ class Logistic(SyntheticStream):
     (4, 3)
     """
 
-    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
-        """Scores of step t."""
-        return rng.logistic(size=(self.num_tokens, self.num_experts)) + self.offset_E()
+    distribution = "logistic"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from alflb.problem import FloatArray
-from alflb.streams._base import STREAMS, SyntheticStream
+from alflb.streams._base import STREAMS, DrawnStream
 
 
 @STREAMS.register("uniform")
 @dataclass(frozen=True)
-class Uniform(SyntheticStream):
+class Uniform(DrawnStream):
     """gamma_ik = offset_k + U(0, 1): bounded scores, so experts more than 1 apart never compete.
 
     Examples
@@ -22,6 +19,4 @@ class Uniform(SyntheticStream):
     ((4, 3), True)
     """
 
-    def batch(self, t: int, rng: np.random.Generator) -> FloatArray:
-        """Scores of step t."""
-        return rng.random((self.num_tokens, self.num_experts)) + self.offset_E()
+    distribution = "uniform"
