@@ -18,7 +18,7 @@ from alflb.kernels import get_kernels
 from alflb.kernels.counting import LoadCounter
 from alflb.observers import Observer, Step
 from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k, target_load_E
-from alflb.rules import Rule
+from alflb.rules import Rule, ScoreRule
 from alflb.streams import DrawnStream, Stream
 
 
@@ -147,12 +147,15 @@ def simulate(
     counter = LoadCounter(kernels, top_k)
     previous: Step | None = None
     static = True
-    for n, batch in enumerate(_batches(stream, seed, num_steps, as_arrays=bool(observers))):
+    sees_scores = isinstance(rule, ScoreRule)
+    for n, batch in enumerate(_batches(stream, seed, num_steps, as_arrays=bool(observers) or sees_scores)):
+        if isinstance(rule, ScoreRule):
+            bias_NE[n] = rule.route_with(batch, bias_NE[n], target_E, top_k)
         step = Step(n + 1, batch, top_k, target_E, bias_NE[n], bias_NE[n + 1], kernels)
         same_scores = previous is not None and previous.scores_TE is batch
         static &= same_scores or n == 0
         if observers:
-            if same_scores and previous is not None and "next_allocation" in vars(previous):
+            if same_scores and not sees_scores and previous is not None and "next_allocation" in vars(previous):
                 step.allocation = previous.next_allocation
             load_NE[n] = step.allocation.load_E
         else:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from alflb.rules import make_rule, rule_names
+from alflb.rules import ScoreRule, make_rule, rule_names
 
 TARGET = np.full(5, 12.0)
-RULES = [make_rule(name, 0.25) for name in rule_names()]
+RULES = [rule for rule in (make_rule(name, 0.25) for name in rule_names()) if not isinstance(rule, ScoreRule)]
+SCORE_RULES = [rule for rule in (make_rule(name, 0.25) for name in rule_names()) if isinstance(rule, ScoreRule)]
 
 
 def run(rule, loads, bias=None):
@@ -60,6 +61,23 @@ def test_rules_are_values(rule):
     assert rule == make_rule(next(name for name in rule_names() if make_rule(name, 0.25) == rule), 0.25)
     with pytest.raises(AttributeError):
         rule.schedule = None
+
+
+@pytest.mark.parametrize("rule", SCORE_RULES, ids=repr)
+def test_rules_that_see_scores_change_nothing_they_are_given_and_permute_with_the_experts(rule):
+    scores = np.random.default_rng(0).random((40, 5))
+    bias, target = np.zeros(5), np.full(5, 16.0)
+    before = scores.copy()
+    chosen = rule.route_with(scores, bias, target, 2)
+    np.testing.assert_array_equal(scores, before)
+    np.testing.assert_array_equal(bias, np.zeros(5))
+    order = np.array([3, 0, 4, 1, 2])
+    permuted = rule.route_with(scores[:, order], bias, target, 2)
+    loads = [
+        np.bincount(np.argsort(-(s + p), axis=1)[:, :2].ravel(), minlength=5)
+        for s, p in ((scores, chosen), (scores[:, order], permuted))
+    ]
+    np.testing.assert_array_equal(loads[0][order], loads[1])
 
 
 def test_unknown_rule_suggests_the_nearest():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from alflb import duality
+from alflb.exact import solve_exact
 from alflb.observers import make_observers, observer_names
 from alflb.problem import AssignmentProblem
 from alflb.rules import make_rule
@@ -79,6 +80,21 @@ def test_rules_see_the_same_tokens():
     stream = make_stream("uniform", num_tokens=50, num_experts=4)
     loads = [simulate(stream, make_rule(name, 0.0), top_k=1, num_steps=5).load_NE for name in ("sign", "proportional")]
     np.testing.assert_array_equal(*loads)
+
+
+@pytest.mark.parametrize("observers", [(), ("affinity",)])
+def test_the_exact_rule_balances_every_batch_at_the_value_of_its_optimum(observers):
+    stream = make_stream("logistic", num_tokens=256, num_experts=8)
+    run = simulate(
+        stream, make_rule("exact"), top_k=2, num_steps=4, observers=make_observers(*observers) if observers else ()
+    )
+    assert np.abs(run.load_NE - run.target_E).max() <= 7  # at most E - 1 tokens tie at the boundary
+    for n, scores in zip(range(4), stream.batches(0)):
+        problem = AssignmentProblem(scores, 2)
+        value = solve_exact(problem).value
+        assert duality.dual_value(problem, run.bias_NE[n]) == pytest.approx(value, rel=1e-9)
+        if observers:
+            assert run.series["affinity"][n] == pytest.approx(value, rel=0.01)
 
 
 def test_recentring_changes_the_gauge_and_nothing_else():

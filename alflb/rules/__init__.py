@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alflb.registry import import_siblings
-from alflb.rules._base import RULES, DirectionRule, Rule, State
+from alflb.rules._base import RULES, DirectionRule, Rule, ScoreRule, State
 from alflb.schedules import Schedule
 
 import_siblings(__name__, __path__)
 
-__all__ = ["DirectionRule", "Rule", "State", "make_rule", "rule_names"]
+__all__ = ["DirectionRule", "Rule", "ScoreRule", "State", "make_rule", "rule_names"]
 
 
 def rule_names() -> list[str]:
@@ -16,12 +18,14 @@ def rule_names() -> list[str]:
     return RULES.names()
 
 
-def make_rule(name: str, schedule: Schedule | float) -> Rule:
-    """A rule by name; `schedule` is a step size or a function of the step number.
+def make_rule(name: str, schedule: Schedule | float = 1e-3) -> Rule:
+    """A rule by name; `schedule` is a step size or a function of the step number, for rules that have one.
 
     Examples
     --------
     >>> make_rule("sign", 1e-3)
     Sign(schedule=Constant(step_size=0.001))
     """
-    return RULES.get(name)(schedule)  # type: ignore[call-arg]
+    cls: Any = RULES.get(name)
+    rule: Rule = cls(schedule) if "schedule" in cls.__dataclass_fields__ else cls()
+    return rule

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.problem import FloatArray
 from alflb.registry import Registry
 from alflb.schedules import Schedule, as_schedule
 
@@ -31,6 +32,19 @@ class Rule(Protocol):
         state: State,
     ) -> tuple[NDArray[np.float64], State]:
         """The next bias and memory, from the loads (in tokens) that this bias produced at step t = 1, 2, ..."""
+
+
+@runtime_checkable
+class ScoreRule(Rule, Protocol):
+    """A rule that sees the scores: it may replace the bias of a batch before the batch is routed.
+
+    Rules without this method see loads only: E numbers a step, which is all that leaves a device in training.
+    """
+
+    def route_with(
+        self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
+    ) -> NDArray[np.float64]:
+        """The bias to route this batch with, given the one it would have been routed with."""
 
 
 RULES: Registry[Rule] = Registry("rule")
