@@ -16,13 +16,8 @@ import os
 for _variable in ("ALFLB_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"  # read once, when the libraries below are imported
 
-import importlib.metadata
-import platform
-import sys
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,35 +26,45 @@ from numpy.typing import NDArray
 from alflb.kernels import numba_
 from alflb.kernels.counting import LoadCounter
 from alflb.kernels.draws import DISTRIBUTIONS, Draw
+from experiments._bench import Contender, machine, milliseconds, ratio, scaling_figure, table, take_turns, write_page
 
-TARGET = Path(__file__).parents[1] / "docs" / "benchmarks" / "allocator.md"
 SIZES = [(65536, 64, 8), (65536, 256, 8), (16384, 512, 8)]
 TURNS = 15
 SECONDS_A_CONTENDER = 2.0
 """Slow contenders get fewer turns, at least three."""
 
+FLOOR = "one read (floor)"
+
 Array = NDArray[Any]
-Contender = Callable[[], object]
-Timings = dict[str, list[float]]
+Size = tuple[int, int, int]
+
+compare = partial(take_turns, turns=TURNS, seconds_each=SECONDS_A_CONTENDER / 2)
 
 
 def main() -> None:
     """Measure everything and write the page."""
+    scaling = {
+        "T": measure([(tokens, 64, 8) for tokens in (4096, 16384, 65536, 262144)]),
+        "E": measure([(16384, experts, 8) for experts in (16, 32, 64, 128, 256, 512)]),
+        "K": measure([(65536, 64, top_k) for top_k in (1, 2, 4, 8, 16, 32, 48)]),
+    }
     sections = [
         "# The allocator's speed",
         __doc__.split("\n\n")[1],
-        machine(),
+        machine("llvmlite", "torch", "faiss-cpu", "onnxruntime"),
         *(peers_section(dtype) for dtype in (np.float32, np.float64)),
         threads_section(),
-        scaling_section("T", [(tokens, 64, 8) for tokens in (4096, 16384, 65536, 262144)]),
-        scaling_section("E", [(16384, experts, 8) for experts in (16, 32, 64, 128, 256, 512)]),
-        scaling_section("K", [(65536, 64, top_k) for top_k in (1, 2, 4, 8, 16, 32, 48)]),
+        *(scaling_section(name, measured) for name, measured in scaling.items()),
         draws_section(),
         fixed_scores_section(),
     ]
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text("\n\n".join(sections) + "\n")
-    print(f"wrote {TARGET.name}")
+    labels = {
+        "T": "tokens T (E = 64, K = 8)",
+        "E": "experts E (T = 16,384, K = 8)",
+        "K": "picks K (T = 65,536, E = 64)",
+    }
+    panels = {labels[name]: curves(measured, "TEK".index(name)) for name, measured in scaling.items()}
+    write_page("allocator", sections, scaling_figure(panels, FLOOR, "seconds, median"))
 
 
 # --------------------------------------------------------------------------------------------- contenders
@@ -68,7 +73,7 @@ def main() -> None:
 def alflb_contenders(scores_TE: Array, bias_E: Array, top_k: int) -> dict[str, Contender]:
     """The floor and alflb's own two operations."""
     return {
-        "one read (floor)": lambda: scores_TE.max(),
+        FLOOR: lambda: scores_TE.max(),
         "alflb loads": lambda: numba_.loads(scores_TE, bias_E, top_k),
         "alflb allocate": lambda: numba_.allocate(scores_TE, bias_E, top_k),
     }
@@ -175,19 +180,19 @@ def peers_section(dtype: type[np.floating[Any]]) -> str:
                 contenders[name] = make(scores_TE, bias_E, size[2])
             except (ImportError, RuntimeError) as error:
                 skipped.add(f"{name} skipped: {error}")
-        timings = take_turns(contenders)
+        timings = compare(contenders)
         check_loads(contenders)
         rows += [
             [
                 f"{size}",
                 name,
-                *milliseconds(times),
-                ratio(times, timings["one read (floor)"]),
+                milliseconds(times),
+                ratio(times, timings[FLOOR]),
                 ratio(times, timings["alflb allocate"]),
             ]
             for name, times in timings.items()
         ]
-    header = ["T, E, K", "contender", "median ms", "min - max", "of one read", "of alflb allocate"]
+    header = ["T, E, K", "contender", "ms, median (min - max)", "of one read", "of alflb allocate"]
     return "\n\n".join([f"## Against peers, {dtype.__name__}", table(header, rows), *sorted(skipped)])
 
 
@@ -197,8 +202,8 @@ def threads_section() -> str:
     for size in SIZES:
         scores_TE, bias_E = instance(*size, np.float32)
         contenders = {f"{count}": with_threads(count, scores_TE, bias_E, size[2]) for count in (1, 2)}
-        timings = take_turns(contenders)
-        rows.append([f"{size}", *(milliseconds(timings[name])[0] for name in "12"), ratio(timings["1"], timings["2"])])
+        timings = compare(contenders)
+        rows.append([f"{size}", *(milliseconds(timings[name]) for name in "12"), ratio(timings["1"], timings["2"])])
     caution = "This says something only if nothing else ran: compare the load average above."
     return f"## Two threads, float32, loads\n\n{caution}\n\n" + table(
         ["T, E, K", "one, ms", "two, ms", "speed-up"], rows
@@ -218,16 +223,26 @@ def with_threads(count: int, scores_TE: Array, bias_E: Array, top_k: int) -> Con
     return run
 
 
-def scaling_section(name: str, sizes: Iterable[tuple[int, int, int]]) -> str:
+def measure(sizes: Iterable[Size]) -> dict[Size, dict[str, list[float]]]:
+    """Timings of the floor and of alflb at each size."""
+    return {size: compare(alflb_contenders(*instance(*size, np.float32), size[2])) for size in sizes}
+
+
+def scaling_section(name: str, measured: dict[Size, dict[str, list[float]]]) -> str:
     """Alflb over the floor as one size grows."""
     rows = []
-    for size in sizes:
-        timings = take_turns(alflb_contenders(*instance(*size, np.float32), size[2]))
-        floor = timings["one read (floor)"]
-        rows.append([f"{size}", *(milliseconds(times)[0] for times in timings.values())])
-        rows[-1] += [ratio(timings[contender], floor) for contender in ("alflb loads", "alflb allocate")]
+    for size, timings in measured.items():
+        rows.append([f"{size}", *(milliseconds(times) for times in timings.values())])
+        rows[-1] += [ratio(timings[contender], timings[FLOOR]) for contender in ("alflb loads", "alflb allocate")]
     header = ["T, E, K", "one read, ms", "loads, ms", "allocate, ms", "loads of one read", "allocate of one read"]
     return f"## Scaling in {name}, float32\n\n" + table(header, rows)
+
+
+def curves(measured: dict[Size, dict[str, list[float]]], axis: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Medians of each contender against the size on one axis."""
+    sizes = [float(size[axis]) for size in measured]
+    names = next(iter(measured.values()))
+    return {name: (sizes, [float(np.median(timings[name])) for timings in measured.values()]) for name in names}
 
 
 def draws_section() -> str:
@@ -244,7 +259,7 @@ def draws_section() -> str:
     rows = []
     for distribution in DISTRIBUTIONS:
         draw = Draw(distribution, 1, num_tokens, np.zeros(num_experts, np.float32))
-        timings = take_turns(
+        timings = compare(
             {
                 "fused": lambda draw=draw: numba_.drawn_loads(draw, np.zeros(num_experts), top_k),  # type: ignore[misc]
                 "draw": lambda draw=draw: draw.scores(),  # type: ignore[misc]
@@ -252,7 +267,7 @@ def draws_section() -> str:
             }
         )
         billion = float(np.median(timings["fused"])) * 1e9 / num_tokens
-        rows.append([distribution, *(milliseconds(times)[0] for times in timings.values()), f"{billion:.0f}"])
+        rows.append([distribution, *(milliseconds(times) for times in timings.values()), f"{billion:.0f}"])
     header = ["law", "draw and route, ms", "draw, ms", "numpy draws, ms", "draw and route 10^9 tokens, s"]
     return f"## Drawn scores, {SIZES[0]}, float32 (numpy: logistic and gumbel in float64)\n\n" + table(header, rows)
 
@@ -266,9 +281,9 @@ def fixed_scores_section() -> str:
         for step_size in (1e-5, 1e-4, 1e-3):
             bias_NE = sign_walk(scores_TE, size[2], step_size)
             lazy, full = (walk(count, bias_NE) for count in (LoadCounter(numba_, size[2]).loads, full_loads(size[2])))
-            timings = take_turns({"lazy": partial(lazy, scores_TE), "full": partial(full, scores_TE)})
+            timings = compare({"lazy": partial(lazy, scores_TE), "full": partial(full, scores_TE)})
             per_step = {name: [seconds / len(bias_NE) for seconds in times] for name, times in timings.items()}
-            row = [milliseconds(times)[0] for times in per_step.values()]
+            row = [milliseconds(times) for times in per_step.values()]
             rows.append([f"{size}", f"{step_size:g}", *row, ratio(per_step["full"], per_step["lazy"])])
     header = ["T, E, K", "step size", "lazy, ms a step", "all tokens, ms a step", "speed-up"]
     return "## Fixed scores, float32\n\n" + table(header, rows)
@@ -304,26 +319,6 @@ def instance(num_tokens: int, num_experts: int, top_k: int, dtype: type[np.float
     return (1 / (1 + np.exp(-logits_TE))).astype(dtype), (0.01 * rng.standard_normal(num_experts)).astype(dtype)
 
 
-def take_turns(contenders: dict[str, Contender]) -> Timings:
-    """Seconds of each contender in each turn, after one call each to warm up."""
-    turns = {
-        name: TURNS if clock(run) + clock(run) < SECONDS_A_CONTENDER / TURNS else 3 for name, run in contenders.items()
-    }
-    timings: Timings = {name: [] for name in contenders}
-    for turn in range(TURNS):
-        for name, run in contenders.items():
-            if turn < turns[name]:
-                timings[name].append(clock(run))
-    return timings
-
-
-def clock(run: Contender) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def check_loads(contenders: dict[str, Contender]) -> None:
     """All contenders must count the same loads, or the comparison is void."""
     expected = np.asarray(contenders["alflb allocate"]()[1])  # type: ignore[index]
@@ -332,49 +327,6 @@ def check_loads(contenders: dict[str, Contender]) -> None:
         moved = int(np.abs(load_E - expected).sum())
         if moved > 1e-4 * expected.sum():  # ties at the bar may go to another expert
             raise AssertionError(f"{name} counts other loads: {moved} picks differ")
-
-
-def milliseconds(times: list[float]) -> tuple[str, str]:
-    """Median, and minimum - maximum."""
-    return f"{1e3 * float(np.median(times)):.2f}", f"{1e3 * min(times):.2f} - {1e3 * max(times):.2f}"
-
-
-def ratio(times: list[float], others: list[float]) -> str:
-    """Quotient of medians."""
-    return f"{float(np.median(times) / np.median(others)):.2f}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def machine() -> str:
-    """Processor, Python and the versions of all that is compared."""
-    names = ("numpy", "numba", "llvmlite", "torch", "faiss-cpu", "onnxruntime")
-    versions = [f"{name} {version}" for name in names if (version := installed_version(name))]
-    python = ".".join(map(str, sys.version_info[:3]))
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"Machine: {processor()}, {os.cpu_count()} cores{load}. Python {python}, {', '.join(versions)}."
-
-
-def processor() -> str:
-    """The processor's name and widest vector instructions, as far as the system tells."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown")
-    return name + (" with AVX-512" if "avx512f" in text else " with AVX2" if "avx2" in text else "")
-
-
-def installed_version(name: str) -> str | None:
-    """Version of a distribution, None if it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long the exact optimum takes: our solver against min-cost flow and a modelling layer, on the same instances.
 
-Run as ``python experiments/bench_exact.py`` (some minutes; ``--large`` adds sizes no peer can do). All
+Run as ``python -m experiments.bench_exact`` (some minutes; ``--large`` adds sizes no peer can do). All
 solvers run on one thread, interleaved instance by instance, and every time is from scores to answer. Times of
 OR-Tools are those of building and solving the network inside a process of its own (its wheel and highspy's cannot
 be loaded together), without starting the process and without our certificate. The floor is one read of the
@@ -10,10 +10,8 @@ scores, ``scores.max()``, measured in the same run. The table goes to ``docs/ben
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,7 +19,6 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,8 +27,8 @@ import numpy as np
 
 from alflb.exact import solve_exact
 from alflb.problem import AssignmentProblem, FloatArray
+from experiments._bench import machine, milliseconds, ratio, scaling_figure, table, take_turns, write_page
 
-REPORT = Path(__file__).parent.parent / "docs" / "benchmarks" / "exact.md"
 FAMILIES = ("uniform", "skewed", "decimals")
 SIZES = ((4096, 64, 6), (16384, 64, 8), (65536, 256, 8))
 LARGE_SIZES = ((262144, 256, 8), (4194304, 64, 8))
@@ -59,21 +56,9 @@ for _ in range(repeats):
 """
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of repeated runs."""
+OURS, FLOOR = "ours", "one read (floor)"
 
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The middle run."""
-        return statistics.median(self.seconds)
-
-    def __str__(self) -> str:
-        """Median (min-max) in milliseconds."""
-        low, high = min(self.seconds), max(self.seconds)
-        return f"{1e3 * self.median:.4g} ({1e3 * low:.4g}-{1e3 * high:.4g})"
+Timings = dict[str, list[float]]
 
 
 def make_scores(family: str, num_tokens: int, num_experts: int) -> FloatArray:
@@ -87,19 +72,7 @@ def make_scores(family: str, num_tokens: int, num_experts: int) -> FloatArray:
     return np.round(scores_TE, 2) if family == "decimals" else scores_TE
 
 
-def time_interleaved(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
-    """Run the tasks in turn, `repeats` rounds after one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for count in range(repeats + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if count > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(times)) for name, times in seconds.items()}
-
-
-def time_flow(problem: AssignmentProblem, value: float) -> Timing:
+def time_flow(problem: AssignmentProblem, value: float) -> list[float]:
     """OR-Tools' SimpleMinCostFlow on scores scaled by 2^24, checked against the value we found."""
     repeats = 3 if problem.scores_TE.size <= 2**20 else 1
     costs = np.rint(-problem.scores_TE.astype(np.float64) * 2.0**24).astype(np.int64)
@@ -114,10 +87,10 @@ def time_flow(problem: AssignmentProblem, value: float) -> Timing:
     rounding = problem.num_tokens * problem.top_k * 2.0**-25
     if any(abs(-cost / 2.0**24 - value) > rounding for _, cost in rows):
         raise RuntimeError(f"OR-Tools found {-rows[0][1] / 2.0**24}, we found {value}")
-    return Timing(tuple(seconds for seconds, _ in rows))
+    return [seconds for seconds, _ in rows]
 
 
-def time_cvxpy(problem: AssignmentProblem, value: float) -> Timing:
+def time_cvxpy(problem: AssignmentProblem, value: float) -> list[float]:
     """Cvxpy with HiGHS and default settings, 0 <= x <= 1 written as constraints; one run, since it is slow."""
     import cvxpy as cp
 
@@ -128,36 +101,31 @@ def time_cvxpy(problem: AssignmentProblem, value: float) -> Timing:
     seconds = time.perf_counter() - start
     if abs(optimum - value) > 1e-6 * abs(value):
         raise RuntimeError(f"cvxpy found {optimum}, we found {value}")
-    return Timing((seconds,))
+    return [seconds]
 
 
-def bench_instance(family: str, size: tuple[int, int, int], repeats: int, with_peers: bool) -> str:
-    """One row of the table."""
+PEERS: list[tuple[str, str, int, Callable[[AssignmentProblem, float], list[float]]]] = [
+    ("OR-Tools flow", "ortools", FLOW_MOST_PAIRS, time_flow),
+    ("cvxpy + HiGHS", "cvxpy", CVXPY_MOST_PAIRS, time_cvxpy),
+]
+
+
+def bench_instance(family: str, size: tuple[int, int, int], with_peers: bool) -> tuple[list[str], Timings]:
+    """One row of the table, and the timings behind it."""
     num_tokens, num_experts, top_k = size
     problem = AssignmentProblem(make_scores(family, num_tokens, num_experts), top_k)
     value, extra = solve_tracing_memory(problem)
-    ours = time_interleaved(
-        {"solve": lambda: solve_exact(problem, method="screen"), "floor": lambda: problem.scores_TE.max()}, repeats
-    )
-    solve, floor = ours["solve"], ours["floor"]
-    cells = [
-        family,
-        f"{size}",
-        str(solve),
-        f"{solve.median / floor.median:.0f}",
-        f"{extra / problem.scores_TE.nbytes:.0%}",
-    ]
+    contenders = {OURS: lambda: solve_exact(problem, method="screen"), FLOOR: lambda: problem.scores_TE.max()}
+    timings = take_turns(contenders, turns=9, seconds_each=5.0)
     pairs = num_tokens * num_experts
-    for name, most_pairs, time_peer in (
-        ("ortools", FLOW_MOST_PAIRS, time_flow),
-        ("cvxpy", CVXPY_MOST_PAIRS, time_cvxpy),
-    ):
-        if with_peers and pairs <= most_pairs and importlib.util.find_spec(name) is not None:
-            peer = time_peer(problem, value)
-            cells += [str(peer), f"{peer.median / solve.median:.0f}"]
-        else:
-            cells += ["-", "-"]
-    return "| " + " | ".join(cells) + " |"
+    for name, package, most_pairs, time_peer in PEERS:
+        if with_peers and pairs <= most_pairs and importlib.util.find_spec(package) is not None:
+            timings[name] = time_peer(problem, value)
+    cells = [family, f"{size}", milliseconds(timings[OURS]), ratio(timings[OURS], timings[FLOOR])]
+    cells.append(f"{extra / problem.scores_TE.nbytes:.0%}")
+    for name, *_ in PEERS:
+        cells += [milliseconds(timings[name]), ratio(timings[name], timings[OURS])] if name in timings else ["-", "-"]
+    return cells, timings
 
 
 def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
@@ -170,20 +138,14 @@ def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
     return value, peak
 
 
-def provenance() -> str:
-    """Machine and versions, one line."""
-    packages = [name for name in ("numpy", "numba", "ortools", "cvxpy", "highspy") if importlib.util.find_spec(name)]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return f"{processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; one thread"
-
-
-def processor_name() -> str:
-    """What the system calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def curves(measured: dict[tuple[str, int], Timings]) -> dict[str, tuple[list[float], list[float]]]:
+    """Medians against the number of scores: ours for each family, peers and floor for all families together."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for (family, pairs), timings in measured.items():
+        for name, seconds in timings.items():
+            label = f"{OURS}, {family}" if name == OURS else name
+            points.setdefault(label, []).append((float(pairs), statistics.median(seconds)))
+    return {label: tuple(map(list, zip(*sorted(values)))) for label, values in points.items()}  # type: ignore[misc]
 
 
 def main() -> None:
@@ -191,27 +153,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time the exact solver against its peers.")
     parser.add_argument("--large", action="store_true", help="add sizes that no peer can do")
     parser.add_argument("--no-peers", action="store_true", help="time our solver alone")
-    parser.add_argument("--repeats", type=int, default=9, help="timed runs of our solver on each instance")
     options = parser.parse_args()
-    lines = [
-        "# Time to the certified optimum",
-        "",
-        "Written by `python experiments/bench_exact.py`; its docstring says what is measured. Times are milliseconds,",
-        'median (min-max). "x floor": multiples of one read of the scores. "extra memory": peak allocation while',
-        'solving, against the size of the scores. "x ours": the peer\'s median over ours.',
-        "",
-        f"{provenance()}.",
-        "",
-        "| scores | T, E, K | ours | x floor | extra memory | OR-Tools flow | x ours | cvxpy + HiGHS | x ours |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))  # noqa: T201
+    rows, measured = [], {}
     for size in SIZES + (LARGE_SIZES if options.large else ()):
         for family in FAMILIES:
-            lines.append(bench_instance(family, size, options.repeats, not options.no_peers))
-            print(lines[-1], flush=True)  # noqa: T201
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text("\n".join(lines) + "\n")
+            cells, timings = bench_instance(family, size, not options.no_peers)
+            rows.append(cells)
+            measured[family, size[0] * size[1]] = timings
+            print(*cells, sep=" | ", flush=True)
+    header = ["scores", "T, E, K", "ours, ms", "x floor", "extra memory"]
+    header += [words for name, *_ in PEERS for words in (f"{name}, ms", "x ours")]
+    sections = [
+        "# Time to the certified optimum",
+        "Written by `python -m experiments.bench_exact`; its docstring says what is measured. Times are median\n"
+        '(minimum - maximum). "x floor": multiples of one read of the scores. "extra memory": peak allocation while\n'
+        'solving, against the size of the scores. "x ours": the peer\'s median over ours.',
+        machine() + " One thread.",
+        table(header, rows),
+    ]
+    panels = {"scores T x E": curves(measured)}
+    write_page("exact", sections, scaling_figure(panels, FLOOR, "seconds, median"))
 
 
 if __name__ == "__main__":
