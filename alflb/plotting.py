@@ -167,6 +167,7 @@ def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Fig
         )
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.set(xlabel="step size u (score units)", ylabel="steps on which D rose", title="How often the condition fails")
+    right.set_ylim(top=0.75)  # room for the legend; more than every other step cannot go up for long
     right.legend(fontsize=7, loc="upper left")
     return figure
 

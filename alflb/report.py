@@ -71,6 +71,7 @@ def write_report(result: StudyResult) -> Report:
         streams=_stream_rows(result),
         facts=_facts(result),
         provenance=provenance(),
+        packages=", ".join(f"{name} {v}" for name, v in json.loads(provenance()["versions"]).items()),
         version=__version__,
         seed=result.study.seed,
         num_cells=len(result.rows),
