@@ -200,15 +200,15 @@ def logarithmic_regret(num_steps: int, curvature: float, second_moment: float) -
     return second_moment / (2 * check_number(curvature, "curvature", positive=True)) * (1 + math.log(num_steps))
 
 
-def constant_step_gap(distance: float, num_steps: int, step_size: float, second_moment: float) -> float:
+def constant_step_gap(distance_squared: float, num_steps: int, step_size: float, second_moment: float) -> float:
     r"""Claim C10: the mean of f(p_n) - f(p*) over N constant steps eta is at most |p_0-p*|^2/(2 eta N) + eta G^2/2.
 
     Examples
     --------
-    >>> constant_step_gap(distance=1.0, num_steps=10, step_size=0.1, second_moment=2.0)
+    >>> constant_step_gap(distance_squared=1.0, num_steps=10, step_size=0.1, second_moment=2.0)
     0.6
     """
-    return distance**2 / (2 * step_size * num_steps) + step_size * second_moment / 2
+    return distance_squared / (2 * step_size * num_steps) + step_size * second_moment / 2
 
 
 class SignRuleLaw(NamedTuple):
