@@ -169,6 +169,20 @@ def gradient_second_moment(pick_probability_E: ArrayLike, num_tokens: int) -> fl
     return noise + float(np.sum((pi_E - pi_E.mean()) ** 2))
 
 
+def gradient_second_moment_bound(highest_pick: float, num_experts: int, top_k: int, num_tokens: int) -> float:
+    r"""G^2 of claim C9 wherever no pick probability exceeds `highest_pick`.
+
+    E||g||^2 = (1 - 1/T) ||pi||^2 + K/T - K^2/E, and ||pi||^2 <= max(pi) K.
+
+    Examples
+    --------
+    >>> gradient_second_moment_bound(0.5, num_experts=2, top_k=1, num_tokens=10)
+    0.05
+    """
+    largest = (1 - 1 / check_count(num_tokens, "num_tokens")) * min(highest_pick, 1.0) * top_k
+    return largest + top_k / num_tokens - top_k**2 / num_experts
+
+
 def gradient_bound(num_experts: int, top_k: int) -> float:
     """K - K^2/E, which ||A/T - K/E||^2 never exceeds, whatever the scores: a G^2 that needs no domain.
 

@@ -34,6 +34,9 @@ FloatArray = NDArray[np.float64]
 _LEVELS = np.array([1e-15, 1e-12, 1e-9, 1e-7, 1e-5, 1e-3, 0.01, 0.05, 0.15, 0.3, 0.5])
 """Panels end at these quantiles of the scores, and at their mirror images."""
 
+_MOST_PANELS = 80
+"""Quantile panels at most, whatever the number of experts."""
+
 _MASS_TOLERANCE = 1e-7
 """Largest accepted error of a density's mass on the grid, a check that the grid resolves it."""
 
@@ -261,10 +264,11 @@ class IndependentScores(Population):
         point_N = (centre[:, None] + half[:, None] * self._node).ravel()
         weight_N = (half[:, None] * self._weight).ravel()
         mass_EN, above_EN = np.empty((2, self.num_experts, len(point_N)))
-        for distribution, members in self._members:
-            local = point_N - shift_E[members, None]
-            mass_EN[members] = distribution.pdf(local) * weight_N
-            above_EN[members] = distribution.sf(local)
+        with np.errstate(over="ignore", under="ignore"):  # exp(exp(x)) far out in a tail
+            for distribution, members in self._members:
+                local = point_N - shift_E[members, None]
+                mass_EN[members] = distribution.pdf(local) * weight_N
+                above_EN[members] = distribution.sf(local)
         missing = float(np.abs(mass_EN.sum(axis=1) - 1.0).max())
         if not missing <= _MASS_TOLERANCE:
             raise ValueError(
@@ -292,14 +296,16 @@ class IndependentScores(Population):
         return found
 
     def _edges(self, shift_E: FloatArray) -> FloatArray:
-        """Panel ends: every finite end of a support, and about forty quantiles spread over all experts."""
+        """Panel ends: every finite end of a support, quantiles of all experts thinned, and the bar of the top K."""
         pairs = list(zip(self._members, self._quantiles))
         soft = np.unique(np.concatenate([np.add.outer(shift_E[m], s).ravel() for (_, m), (s, _) in pairs]))
         hard = np.unique(np.concatenate([np.add.outer(shift_E[m], h).ravel() for (_, m), (_, h) in pairs]))
-        picked = soft[np.unique(np.linspace(0, len(soft) - 1, 41).round().astype(int))]
-        edges = np.unique(np.concatenate([picked, hard, self._bar(shift_E)]))
-        wide = edges[1:] - edges[:-1] > 1e-12 * max(1.0, float(np.abs(edges).max()))
-        return edges[np.concatenate([[True], wide])]
+        gap = 0.3 * min(float(s[len(s) // 2 + 1] - s[len(s) // 2 - 1]) for s, _ in self._quantiles)
+        kept = _thinned(soft, gap)
+        while len(kept) > _MOST_PANELS:
+            gap *= 1.5
+            kept = _thinned(soft, gap)
+        return _thinned(np.unique(np.concatenate([kept, hard, self._bar(shift_E)])), 1e-12 * float(np.ptp(soft)))
 
     def _bar(self, shift_E: FloatArray) -> FloatArray:
         """More panel ends around where the K-th best score lies: the expected count above crosses K there."""
@@ -310,8 +316,9 @@ class IndependentScores(Population):
         for _ in range(40):
             middle = (lows + highs) / 2
             count = np.zeros(len(goals))
-            for one, members in self._members:
-                count += one.sf(middle - shift_E[members, None]).sum(axis=0)
+            with np.errstate(over="ignore", under="ignore"):
+                for one, members in self._members:
+                    count += one.sf(middle - shift_E[members, None]).sum(axis=0)
             lows, highs = np.where(count > goals, middle, lows), np.where(count > goals, highs, middle)
         return (lows + highs) / 2
 
@@ -394,6 +401,15 @@ def gumbel_pick_range(offsets: ArrayLike, radius: float) -> tuple[float, float]:
     reach = np.exp(np.sqrt(2.0) * check_number(radius, "radius"))
     others_E = np.exp(np.logaddexp.reduce(offset_E) - offset_E) - 1.0
     return float(np.min(1.0 / (1.0 + reach * others_E))), float(np.max(1.0 / (1.0 + others_E / reach)))
+
+
+def _thinned(edges: FloatArray, gap: float) -> FloatArray:
+    """Sorted edges without those closer than `gap` to the one kept before; both ends stay."""
+    kept = [float(edges[0])]
+    for edge in edges[1:-1].tolist():
+        if edge - kept[-1] > gap:
+            kept.append(edge)
+    return np.array([*kept, float(edges[-1])])
 
 
 def _unit(vectors: FloatArray) -> FloatArray:

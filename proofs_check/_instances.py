@@ -7,11 +7,9 @@ Scores, biases and steps are whole numbers held in float64, so sums and comparis
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,6 @@ from alflb.problem import AssignmentProblem
 from alflb.rules import Rule, make_rule
 from alflb.simulation import Trajectory, simulate
 from alflb.streams import Static
-
-WITNESSES = Path(__file__).with_name("witnesses.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +84,6 @@ class Instance:
         first = zero if bias is None else np.asarray(bias, dtype=np.int64)
         second = zero if next_bias is None else np.asarray(next_bias, dtype=np.int64)
         return cls(array, top_k, first, step_size, second)
-
-
-def witnesses(claim: str) -> dict[str, tuple[Instance, dict[str, Any]]]:
-    """The named instances of a claim from witnesses.json: name -> (instance, what is known about it)."""
-    known = json.loads(WITNESSES.read_text())
-    return {
-        name: (Instance.of(**entry["instance"]), entry)
-        for name, entry in known.items()
-        if entry["claim"] == claim
-    }
 
 
 def draw(seed: int, count: int, *, dyadic: bool = False, integral: bool = False) -> Iterator[Instance]:

@@ -1,0 +1,77 @@
+"""Named instances worth keeping: smallest counterexamples to what is false, and instances that attain a bound.
+
+Each is a regression test: what is measured on it must stay what is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from alflb import bounds
+from proofs_check import c1_lagrangian_identity as c1
+from proofs_check import c2_monotonicity_condition as c2
+from proofs_check import c3_preference_rule as c3
+from proofs_check import c4_absorbing_band as c4
+from proofs_check import c5_finite_entry as c5
+from proofs_check import c6_balance_implies_optimality as c6
+from proofs_check._instances import Instance
+from proofs_check._verdict import Number
+
+
+@dataclass(frozen=True)
+class Witness:
+    """An instance, how to measure it, and what is known of it."""
+
+    name: str
+    claim: str
+    instance: Instance
+    measure: Callable[[Instance], Number]
+    value: Number
+    """What must be measured, exactly."""
+    says: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the measurement is what is written here."""
+        return self.measure(self.instance) == self.value
+
+
+_SIGN = lambda one: c2.rise(one, "sign")  # noqa: E731
+_PROPORTIONAL = lambda one: c2.rise(one, "proportional")  # noqa: E731
+_PAIR = Instance.of([[0, 0], [0, 0]], 1)
+
+WITNESSES = (
+    Witness("identity with the later load", "C1", Instance.of([[0, 0]], 1, next_bias=[0, 1]),
+            lambda one: c1.residual(one, load_after=True)[0], 1,
+            "taking A(p_next) in the identity is wrong by 1"),
+    Witness("sign rule raises D", "C2", Instance.of([[0, 0]], 1), _SIGN, 1,
+            "smallest of all: one token, two equal scores; at every step size u the rise is u"),
+    Witness("sign rule raises D, whole L", "C2", _PAIR, _SIGN, 2,
+            "smallest with a whole target load"),
+    Witness("sign rule raises D, no ties", "C2", Instance.of([[0, 1]], 1, step_size=2), _SIGN, 1,
+            "smallest without equal scores"),
+    Witness("sign rule raises D, theory page", "C2", Instance.of([[3, 0], [5, 0]], 1, step_size=5), _SIGN, 2,
+            "the theory page's example in units of 0.1"),
+    Witness("proportional rule raises D", "C2", Instance.of([[0, 0]], 1), _PROPORTIONAL, Fraction(1, 2),
+            "delta = eps (L - A) raises D by eps / 2, for every eps > 0: there is no safe step size"),
+    Witness("proportional rule raises D, whole L", "C2", _PAIR, _PROPORTIONAL, 2,
+            "smallest with a whole target load; the rise is 2 eps"),
+    Witness("proportional rule raises D, no ties", "C2", Instance.of([[0, 1]], 1, step_size=3), _PROPORTIONAL, Fraction(1, 2),
+            "smallest without equal scores; D rises exactly when eps > 2 (gamma_2 - gamma_1)"),
+    Witness("tie order reversed between steps", "C3", Instance.of([[0, 0]], 1), lambda one: c3.forbidden_moves(one, flip=True), 1,
+            "a token moves between experts with equal steps, under the free step of zero"),
+    Witness("band attained, E = 2, m = 1", "C4", c4.tight(2, 1), lambda one: c4.step_out(one, bounds.sharp_band)[0], Fraction(1, 2),
+            "one token alternates between two equal experts"),
+    Witness("band attained, E = 3, m = 2", "C4", c4.tight(3, 2), lambda one: c4.step_out(one, bounds.sharp_band)[0], Fraction(10, 3),
+            "a cycle of length 2 at m (E - 1) - (1 - 1/E)"),
+    Witness("band attained, E = 5, m = 3", "C4", c4.tight(5, 3), lambda one: c4.step_out(one, bounds.sharp_band)[0], Fraction(56, 5),
+            "a cycle of length 2 at m (E - 1) - (1 - 1/E)"),
+    Witness("late entry, rho / 2u = 200", "C5", c5.late(400), lambda one: c5.entry(one, bounds.sharp_entry_time, bounds.sharp_band)[0],
+            199, "E = 2: 199 of 201 steps"),
+    Witness("dual gap attained", "C6", _PAIR, lambda one: Fraction(c6.worst_gap(one, factor=1.0)[0]), 0,
+            "equal scores, no bias: gap and bound are both 0"),
+    Witness("dual gap attained, bias 1", "C6", Instance.of([[0, 0], [0, 0]], 1, bias=[1, 0]),
+            lambda one: c6.worst_gap(one, factor=1.0)[0], 1, "gap = bound = 1: the factor 1/2 cannot be improved"),
+)  # fmt: skip
