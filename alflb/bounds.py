@@ -132,7 +132,8 @@ def entry_time(num_experts: int, score_range: float, step_size: float) -> int:
 
 
 def sharp_entry_time(num_experts: int, score_range: float, step_size: float) -> int:
-    """Claim C5 sharpened: floor(E R / 2) steps with R = floor(rho / 2u) + 1; R itself for E <= 3. Proof in docs/claims.md.
+    """Claim C5 sharpened: floor(E R / 2) steps with R = floor(rho / 2u) + 1; R itself for E <= 3. Proof in
+    docs/claims.md.
 
     Examples
     --------
@@ -176,7 +177,7 @@ def gradient_second_moment_bound(highest_pick: float, num_experts: int, top_k: i
 
     Examples
     --------
-    >>> gradient_second_moment_bound(0.5, num_experts=2, top_k=1, num_tokens=10)
+    >>> round(gradient_second_moment_bound(0.5, num_experts=2, top_k=1, num_tokens=10), 12)
     0.05
     """
     largest = (1 - 1 / check_count(num_tokens, "num_tokens")) * min(highest_pick, 1.0) * top_k
@@ -236,14 +237,22 @@ class SignRuleLaw(NamedTuple):
     """Expected max_k A_k / L - 1."""
 
 
-def sign_rule_law(
-    step_size: float, num_tokens: int, top_k: int, eigenvalues: ArrayLike, *, correlated: bool = True
-) -> SignRuleLaw:
-    r"""The empirical law: the sign rule near p* is linear SGD with effective step u sqrt(2/pi)/sigma.
+def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: ArrayLike) -> SignRuleLaw:
+    r"""The law of the sign rule's steady state under sampling noise (measured, not proved; any u).
 
-    A Hessian mode of eigenvalue h has stationary bias variance :math:`v = c\,u^2 / (1 - (1 - u\sqrt{2/\pi}\,h/\sigma)^2)`
-    with :math:`\sigma^2 = (K/E)(1-K/E)/T`. Loads sum to K T, so the signs of two experts are correlated and each mode
-    sees :math:`c = 1 + (2/\pi)\arcsin(1/(E-1))` instead of the theory page's 1 (`correlated=False`).
+    With :math:`\sigma^2 = (K/E)(1-K/E)/T` the variance of one expert's load fraction under a fixed bias, h the modes
+    of the Hessian at p*, and s the standard deviation of a load fraction,
+
+    .. math::
+       s = \tfrac b2 + \sqrt{\tfrac{b^2}4 + \sigma^2},\qquad
+       b = c\,u\,\sqrt{\pi/8}\;\tfrac1E \sum h,\qquad
+       \mathrm{Var}(\text{bias mode } h) = c\,u\,s\,\sqrt{\pi/8}\,/\,h,
+
+    because a Gaussian load surplus of standard deviation s has :math:`E[x\,\mathrm{sign}(g)] =
+    \sqrt{2/\pi}\,h\,E[x^2]/s`, and sign^2 = 1 exactly. Loads sum to K T, so two experts' signs have correlation
+    (2/pi) arcsin(-1/(E-1)), hence :math:`c = 1 + \tfrac2\pi\arcsin\tfrac1{E-1}` on mean-zero directions; where L is
+    whole, an expert is balanced and does not move with probability :math:`1/(\sqrt{2\pi}\,\sigma T)`, which takes
+    that share off c. For small u this is the theory page's section 6, but for c, which it takes as 1.
 
     Parameters
     ----------
@@ -252,31 +261,31 @@ def sign_rule_law(
     num_tokens, top_k : int
         T and K.
     eigenvalues : array_like, shape (E - 1,)
-        Eigenvalues of the Hessian of f at p* without the zero of the gauge.
-
-    Raises
-    ------
-    ValueError
-        If a mode is unstable in the linear theory, u sqrt(2/pi) h / sigma >= 2: the law does not apply.
+        Positive eigenvalues h of the Hessian of f at p*, the gauge's zero left out.
 
     Examples
     --------
     >>> law = sign_rule_law(1e-3, num_tokens=1024, top_k=2, eigenvalues=[0.06] * 7)
-    >>> round(law.load_sd, 4)
-    0.0135
+    >>> round(law.load_sd, 4), round(law.max_vio, 3)
+    (0.0135, 0.082)
     """
     mode = np.asarray(eigenvalues, dtype=np.float64)
+    if mode.ndim != 1 or len(mode) == 0 or not mode.min() > 0:
+        raise ValueError("eigenvalues must be E - 1 positive numbers: leave out the zero of the gauge")
     num_experts = len(mode) + 1
+    if check_count(top_k, "top_k") >= num_experts:
+        raise ValueError(f"top_k is {top_k} and there are {num_experts} experts; with K = E nothing is random")
     share = top_k / num_experts
-    sigma = math.sqrt(share * (1 - share) / num_tokens)
-    pull = step_size * math.sqrt(2 / math.pi) * mode / sigma
-    if pull.max() >= 2:
-        raise ValueError(f"step_size is {step_size}; the law needs u sqrt(2/pi) h / sigma < 2, here {pull.max():.3g}")
-    noise = 1 + 2 / math.pi * math.asin(1 / (num_experts - 1)) if correlated else 1.0
-    variance = noise * step_size**2 / (1 - (1 - pull) ** 2)
-    load_sd = math.sqrt(sigma**2 + float(np.sum(mode**2 * variance)) / num_experts)
+    sigma_squared = share * (1 - share) / check_count(num_tokens, "num_tokens")
+    noise = 1 + 2 / math.pi * math.asin(1 / (num_experts - 1))
+    if top_k * num_tokens % num_experts == 0:
+        noise *= max(0.0, 1 - 1 / math.sqrt(2 * math.pi * sigma_squared * num_tokens**2))
+    kick = noise * check_number(step_size, "step_size") * math.sqrt(math.pi / 8)
+    half = kick * float(mode.sum()) / num_experts / 2
+    load_sd = half + math.sqrt(half**2 + sigma_squared)
+    bias_sd = math.sqrt(kick * load_sd * float(np.sum(1 / mode)) / num_experts)
     excess = load_sd * math.sqrt(num_experts / (num_experts - 1)) * _mean_normal_maximum(num_experts)
-    return SignRuleLaw(math.sqrt(float(variance.sum()) / num_experts), load_sd, excess / share)
+    return SignRuleLaw(bias_sd, load_sd, excess / share)
 
 
 def _mean_normal_maximum(count: int) -> float:

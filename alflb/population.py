@@ -1,14 +1,15 @@
 r"""The population problem (claims C7, C8): what a token from a known distribution does on average, without sampling.
 
-Scores of one token are independent, expert k's with density phi_k and distribution function F_k. With N_k(t) the number of
-*other* experts whose biased score is above t (a Poisson-binomial count),
+Scores of one token are independent, expert k's with density phi_k and distribution function F_k. With N_k(t) the
+number of *other* experts whose biased score is above t (a Poisson-binomial count),
 
 .. math::
    \pi_k(p) &= \int \phi_k(t - p_k)\, P(N_k(t) \le K-1)\, dt, \\
    f(p) &= \sum_k \int t\,\phi_k(t - p_k)\, P(N_k(t) \le K-1)\, dt - \tfrac{K}{E} \sum_k p_k, \\
    c_{kj}(p) &= \int \phi_k(t - p_k)\,\phi_j(t - p_j)\, P(\text{exactly } K-1 \text{ of the others above } t)\, dt .
 
-The gradient of f is pi - K/E; its Hessian is the graph Laplacian with weights c. All values are per token, in score units.
+The gradient of f is pi - K/E; its Hessian is the graph Laplacian with weights c. All values are per token, in score
+units.
 
 Quadrature is composite Gauss-Legendre between quantiles of the scores. Counts come from the generating function
 G(z) = prod_j (1 - q_j + q_j z), q_j = P(score_j + p_j > t), on points of the unit circle off the negative axis: leaving
@@ -113,12 +114,14 @@ class Population(ABC):
             f"{max_iterations} steps; raise tolerance if that is enough, or check that the scores overlap"
         )
 
-    def curvature_on_ball(self, radius: float, *, center: ArrayLike | None = None, samples: int = 64, seed: int = 0) -> float:
+    def curvature_on_ball(
+        self, radius: float, *, center: ArrayLike | None = None, samples: int = 64, seed: int = 0
+    ) -> float:
         """mu: the smallest curvature found among mean-zero biases within `radius` of `center` (default 0).
 
-        A search over the sphere (every expert alone up or down, random directions, then shrinking local moves), hence an
-        *upper estimate* of the true minimum, which is not a convex problem; exact for E = 2 when curvature falls away
-        from a single peak. `gumbel_pick_range` gives a certified lower bound for Gumbel scores.
+        A search over the sphere (every expert alone up or down, random directions, then shrinking local moves), hence
+        an *upper estimate* of the true minimum, which is not a convex problem; exact for E = 2 when curvature falls
+        away from a single peak. `gumbel_pick_range` gives a certified lower bound for Gumbel scores.
         """
         radius = check_number(radius, "radius")
         center_E = np.zeros(self.num_experts) if center is None else check_bias(center, self.num_experts, name="center")
@@ -178,8 +181,8 @@ class IndependentScores(Population):
 
     References
     ----------
-    Our own formulation, claims C7 and C8 in docs/claims.md; the counts after Hong (2013), "On computing the distribution
-    function for the Poisson binomial distribution".
+    Our own formulation, claims C7 and C8 in docs/claims.md; the counts after Hong (2013), "On computing the
+    distribution function for the Poisson binomial distribution".
 
     Examples
     --------
@@ -189,9 +192,7 @@ class IndependentScores(Population):
     [0.666667, 0.666667, 0.666667]
     """
 
-    def __init__(
-        self, distributions: Any, top_k: int, *, offsets: ArrayLike | None = None, order: int = 12
-    ) -> None:
+    def __init__(self, distributions: Any, top_k: int, *, offsets: ArrayLike | None = None, order: int = 12) -> None:
         single = hasattr(distributions, "pdf")
         if single and offsets is None:
             raise ValueError("offsets is None; with one distribution pass offsets, one number for each expert")
@@ -199,7 +200,9 @@ class IndependentScores(Population):
         self.distributions: Sequence[Any] = [distributions] * count if single else list(distributions)
         for k, distribution in enumerate(self.distributions):
             if not hasattr(distribution, "pdf"):
-                raise ValueError(f"distributions[{k}] is {distribution!r}; pass a frozen continuous scipy.stats distribution")
+                raise ValueError(
+                    f"distributions[{k}] is {distribution!r}; pass a frozen continuous scipy.stats distribution"
+                )
         self.offset_E = np.zeros(count) if offsets is None else check_bias(offsets, count, name="offsets")
         self.top_k = check_top_k(top_k, count)
         self._node, self._weight = np.polynomial.legendre.leggauss(check_count(order, "order"))
@@ -339,7 +342,8 @@ class _Grid:
 class GumbelTopOne(Population):
     r"""Scores a_k + Gumbel(0, 1) and K = 1, in closed form (claim C8): the golden population.
 
-    .. math:: f(p) = \log\sum_k e^{a_k + p_k} + \gamma_{Euler} - \tfrac1E\sum_k p_k,\qquad \pi = \mathrm{softmax}(a + p).
+    .. math:: f(p) = \log\sum_k e^{a_k + p_k} + \gamma_{Euler} - \tfrac1E\sum_k p_k,\qquad \pi = \mathrm{softmax}(a +
+    p).
 
     Parameters
     ----------

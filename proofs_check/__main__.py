@@ -14,7 +14,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,7 +30,7 @@ def claims() -> list[ModuleType]:
     """Every claim file, C0 to C10 and the law last: public modules of this package but this one."""
     names = [module.name for module in pkgutil.iter_modules(proofs_check.__path__) if not module.name.startswith("_")]
     modules = [importlib.import_module(f"proofs_check.{name}") for name in names]
-    return sorted(modules, key=lambda module: (int(module.CLAIM[1:]) if module.CLAIM[1:].isdigit() else 99))
+    return sorted(modules, key=lambda module: int(module.CLAIM[1:]) if module.CLAIM[1:].isdigit() else 99)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,13 +62,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser(names: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m proofs_check", description=proofs_check.__doc__)
     parser.add_argument(
-        "--claim", type=str.upper, choices=names, help=f"only this claim, for {DEEP_SECONDS:.0f} s unless --budget says otherwise"
+        "--claim",
+        type=str.upper,
+        choices=names,
+        help=f"only this claim, for {DEEP_SECONDS:.0f} s unless --budget says otherwise",
     )
     parser.add_argument("--budget", type=_duration, help="time for the whole run, such as 90s, 10m or 1h")
-    parser.add_argument("--instances", type=_positive, help="instances of each check instead of each claim's own number")
+    parser.add_argument(
+        "--instances", type=_positive, help="instances of each check instead of each claim's own number"
+    )
     parser.add_argument("--seed", type=_natural, default=0, help="chooses the instances")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
-    parser.add_argument("--page", type=Path, metavar="DOCS", help="also write DOCS/claims.md and its figures from this run")
+    parser.add_argument(
+        "--page", type=Path, metavar="DOCS", help="also write DOCS/claims.md and its figures from this run"
+    )
     return parser
 
 
@@ -137,8 +143,6 @@ def _whole(text: str, least: int) -> int:
     if not text.isdigit() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {least}")
     return int(text)
-
-
 
 
 if __name__ == "__main__":

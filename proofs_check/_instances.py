@@ -48,7 +48,7 @@ class Instance:
 
     @property
     def score_range(self) -> int:
-        """rho."""
+        """The range rho."""
         return int(np.ptp(self.scores, axis=1).max())
 
     def run(self, num_steps: int, *, rule: Rule | None = None, from_zero: bool = False) -> Trajectory:

@@ -12,8 +12,8 @@ from alflb.population import IndependentScores
 from proofs_check._verdict import Verdict
 
 FALSE_ALARM = 1e-4
-"""Chance that a statistical check of one claim fails although the claim is true. Four claims use it, so a whole run is red by
-chance at most once in 2,500."""
+"""Chance that a statistical check of one claim fails although the claim is true. Four claims use it, so a whole run
+is red by chance at most once in 2,500."""
 
 SHAPES: dict[str, Any] = {
     "logistic": stats.logistic(),
@@ -45,4 +45,6 @@ def first_failure_or_worst(verdicts: list[Verdict]) -> Verdict:
     """The verdict to report for a claim with several parts, counting the instances of all."""
     reported = next((one for one in verdicts if not one.holds), max(verdicts, key=lambda one: one.ratio))
     total = sum(one.instances for one in verdicts)
-    return Verdict(reported.claim, reported.kind, total, reported.measured, reported.bound, reported.holds, reported.witness)
+    return Verdict(
+        reported.claim, reported.kind, total, reported.measured, reported.bound, reported.holds, reported.witness
+    )

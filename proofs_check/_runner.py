@@ -50,7 +50,7 @@ class Effort:
 
 
 def run_claim(module: ModuleType, effort: Effort) -> Iterator[Row]:
-    """All rows of one claim. With `seconds`, checks repeat on fresh seeds for a third of it, proof and search get a third each."""
+    """All rows of one claim; with `seconds`, a third each for repeated checks on fresh seeds, for the proof, for the search."""
     share = None if effort.seconds is None else effort.seconds / 3
     sizes = {"instances": effort.instances} if effort.instances else {}
     yield _verdict_row(module.CLAIM, "check", lambda: _repeated(module.check, effort, sizes, share))
@@ -65,9 +65,7 @@ def run_claim(module: ModuleType, effort: Effort) -> Iterator[Row]:
         yield _verdict_row(module.CLAIM, "search", lambda: module.tightest(effort.seed, share or QUICK_SEARCH_SECONDS))
 
 
-def _repeated(
-    check: Callable[..., Verdict], effort: Effort, sizes: dict[str, int], seconds: float | None
-) -> Verdict:
+def _repeated(check: Callable[..., Verdict], effort: Effort, sizes: dict[str, int], seconds: float | None) -> Verdict:
     """The check once, then on fresh seeds while time is left; a failure or the worst ratio is kept."""
     start = time.perf_counter()
     worst = check(seed=effort.seed, **sizes)
@@ -93,7 +91,16 @@ def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail
     seconds = time.perf_counter() - start
     passed = found.holds != must_fail
     return Row(
-        claim, part, found.kind, found.instances, float(found.measured), float(found.bound), passed, words, seconds, found.witness
+        claim,
+        part,
+        found.kind,
+        found.instances,
+        float(found.measured),
+        float(found.bound),
+        passed,
+        words,
+        seconds,
+        found.witness,
     )
 
 
@@ -103,7 +110,9 @@ def _witness_row(claim: str) -> Row:
     changed = [one.name for one in own if not one.holds]
     words = f"CHANGED: {', '.join(changed)}" if changed else "as recorded"
     seconds = time.perf_counter() - start
-    return Row(claim, "witnesses", "equality", len(own), len(changed), 0.0, not changed, words, seconds, {"changed": changed})
+    return Row(
+        claim, "witnesses", "equality", len(own), len(changed), 0.0, not changed, words, seconds, {"changed": changed}
+    )
 
 
 def _proof_row(module: ModuleType, seconds: float | None) -> Row:

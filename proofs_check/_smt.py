@@ -1,8 +1,9 @@
 """Claims for *all* real scores at a small size: assert the negation in linear real arithmetic, and get `unsat`.
 
-Scores and steps are real unknowns, top-K choices Booleans that follow from them, loads sums of Booleans. The bias before the
-step is part of the scores (gamma + p), which loses nothing: claims C1 to C4 see no other trace of it. A shape (T, E, K) is
-proved when the solver answers `unsat`; the control of the same formula, an assumption dropped, must be `sat`.
+Scores and steps are real unknowns, top-K choices Booleans that follow from them, loads sums of Booleans. The bias
+before the step is part of the scores (gamma + p), which loses nothing: claims C1 to C4 see no other trace of it. A
+shape (T, E, K) is proved when the solver answers `unsat`; the control of the same formula, an assumption dropped,
+must be `sat`.
 
 Needs the extra ``proofs`` (z3-solver).
 """
@@ -112,7 +113,7 @@ class Model:
         return self.z3.Or(*(self.z3.PbEq(column, n) for n in range(self.num_tokens + 1) if test(n)))
 
     def sign_step(self, before: Choice) -> Any:
-        """delta = sign(L - A), that is u = 1, which scaling makes no loss."""
+        """The step is sign(L - A), that is u = 1, which scaling makes no loss."""
         z3, picks = self.z3, self.top_k * self.num_tokens
         return z3.And(
             *(
@@ -143,8 +144,11 @@ class Sizes:
 
     def shapes(self) -> list[tuple[int, int]]:
         """(T, E), smallest first."""
-        pairs = itertools.product(range(1, self.cells + 1), repeat=2)
-        return sorted((pair for pair in pairs if pair[0] * pair[1] <= self.cells), key=lambda p: (p[0] * p[1], p))
+        sides = range(1, self.cells + 1)
+        pairs = [(t, e) for t in sides for e in sides if t * e <= self.cells]
+        return sorted(
+            (pair for pair in pairs if pair[0] * pair[1] <= self.cells), key=lambda p: (p[0] * p[1], max(p), p)
+        )
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,8 @@ class Proved:
 
     @property
     def largest(self) -> Shape | None:
-        """The proved shape with the most scores."""
-        return max(self.proved, key=lambda s: (s[0] * s[1], s), default=None)
+        """The proved shape with the most scores; a single row or column only if there is nothing else."""
+        return max(self.proved, key=lambda s: (min(s[:2]) > 1, s[0] * s[1], min(s[:2]), s), default=None)
 
 
 def decide(proof: Proof, shape: Shape, *, broken: bool, seconds: float) -> str:

@@ -38,40 +38,134 @@ class Witness:
         return self.measure(self.instance) == self.value
 
 
-_SIGN = lambda one: c2.rise(one, "sign")  # noqa: E731
-_PROPORTIONAL = lambda one: c2.rise(one, "proportional")  # noqa: E731
-_PAIR = Instance.of([[0, 0], [0, 0]], 1)
+def _sign_rise(one: Instance) -> Number:
+    return c2.rise(one, "sign")
+
+
+def _proportional_rise(one: Instance) -> Number:
+    return c2.rise(one, "proportional")
+
+
+def _late_residual(one: Instance) -> Number:
+    return c1.residual(one, load_after=True)[0]
+
+
+def _flipped_moves(one: Instance) -> Number:
+    return c3.forbidden_moves(one, flip=True)
+
+
+def _deviation(one: Instance) -> Number:
+    return c4.step_out(one, bounds.sharp_band)[0]
+
+
+def _entry(one: Instance) -> Number:
+    return c5.entry(one, bounds.sharp_entry_time, bounds.sharp_band)[0]
+
+
+def _gap(one: Instance) -> Number:
+    return c6.worst_gap(one, factor=1.0)[0]
+
+
+_TIE = Instance.of([[0, 0]], 1)
+_TWO_TIES = Instance.of([[0, 0], [0, 0]], 1)
 
 WITNESSES = (
-    Witness("identity with the later load", "C1", Instance.of([[0, 0]], 1, next_bias=[0, 1]),
-            lambda one: c1.residual(one, load_after=True)[0], 1,
-            "taking A(p_next) in the identity is wrong by 1"),
-    Witness("sign rule raises D", "C2", Instance.of([[0, 0]], 1), _SIGN, 1,
-            "smallest of all: one token, two equal scores; at every step size u the rise is u"),
-    Witness("sign rule raises D, whole L", "C2", _PAIR, _SIGN, 2,
-            "smallest with a whole target load"),
-    Witness("sign rule raises D, no ties", "C2", Instance.of([[0, 1]], 1, step_size=2), _SIGN, 1,
-            "smallest without equal scores"),
-    Witness("sign rule raises D, theory page", "C2", Instance.of([[3, 0], [5, 0]], 1, step_size=5), _SIGN, 2,
-            "the theory page's example in units of 0.1"),
-    Witness("proportional rule raises D", "C2", Instance.of([[0, 0]], 1), _PROPORTIONAL, Fraction(1, 2),
-            "delta = eps (L - A) raises D by eps / 2, for every eps > 0: there is no safe step size"),
-    Witness("proportional rule raises D, whole L", "C2", _PAIR, _PROPORTIONAL, 2,
-            "smallest with a whole target load; the rise is 2 eps"),
-    Witness("proportional rule raises D, no ties", "C2", Instance.of([[0, 1]], 1, step_size=3), _PROPORTIONAL, Fraction(1, 2),
-            "smallest without equal scores; D rises exactly when eps > 2 (gamma_2 - gamma_1)"),
-    Witness("tie order reversed between steps", "C3", Instance.of([[0, 0]], 1), lambda one: c3.forbidden_moves(one, flip=True), 1,
-            "a token moves between experts with equal steps, under the free step of zero"),
-    Witness("band attained, E = 2, m = 1", "C4", c4.tight(2, 1), lambda one: c4.step_out(one, bounds.sharp_band)[0], Fraction(1, 2),
-            "one token alternates between two equal experts"),
-    Witness("band attained, E = 3, m = 2", "C4", c4.tight(3, 2), lambda one: c4.step_out(one, bounds.sharp_band)[0], Fraction(10, 3),
-            "a cycle of length 2 at m (E - 1) - (1 - 1/E)"),
-    Witness("band attained, E = 5, m = 3", "C4", c4.tight(5, 3), lambda one: c4.step_out(one, bounds.sharp_band)[0], Fraction(56, 5),
-            "a cycle of length 2 at m (E - 1) - (1 - 1/E)"),
-    Witness("late entry, rho / 2u = 200", "C5", c5.late(400), lambda one: c5.entry(one, bounds.sharp_entry_time, bounds.sharp_band)[0],
-            199, "E = 2: 199 of 201 steps"),
-    Witness("dual gap attained", "C6", _PAIR, lambda one: Fraction(c6.worst_gap(one, factor=1.0)[0]), 0,
-            "equal scores, no bias: gap and bound are both 0"),
-    Witness("dual gap attained, bias 1", "C6", Instance.of([[0, 0], [0, 0]], 1, bias=[1, 0]),
-            lambda one: c6.worst_gap(one, factor=1.0)[0], 1, "gap = bound = 1: the factor 1/2 cannot be improved"),
-)  # fmt: skip
+    Witness(
+        "identity with the later load",
+        "C1",
+        Instance.of([[0, 0]], 1, next_bias=[0, 1]),
+        _late_residual,
+        1,
+        "taking A(p_next) in the identity is wrong by 1",
+    ),
+    Witness(
+        "sign rule raises D",
+        "C2",
+        _TIE,
+        _sign_rise,
+        1,
+        "the smallest: one token, two equal scores; at every step size u the rise is u",
+    ),
+    Witness("sign rule raises D, whole L", "C2", _TWO_TIES, _sign_rise, 2, "the smallest with a whole target load"),
+    Witness(
+        "sign rule raises D, no ties",
+        "C2",
+        Instance.of([[0, 1]], 1, step_size=2),
+        _sign_rise,
+        1,
+        "the smallest without equal scores",
+    ),
+    Witness(
+        "sign rule raises D, theory page",
+        "C2",
+        Instance.of([[3, 0], [5, 0]], 1, step_size=5),
+        _sign_rise,
+        2,
+        "the theory page's example in units of 0.1",
+    ),
+    Witness(
+        "proportional rule raises D",
+        "C2",
+        _TIE,
+        _proportional_rise,
+        Fraction(1, 2),
+        "delta = eps (L - A) raises D by eps / 2 for every eps > 0: no step size is safe",
+    ),
+    Witness(
+        "proportional rule raises D, whole L",
+        "C2",
+        _TWO_TIES,
+        _proportional_rise,
+        2,
+        "the smallest with a whole target load; the rise is 2 eps",
+    ),
+    Witness(
+        "proportional rule raises D, no ties",
+        "C2",
+        Instance.of([[0, 1]], 1, step_size=3),
+        _proportional_rise,
+        Fraction(1, 2),
+        "the smallest without equal scores; D rises exactly when eps > 2 (gamma_2 - gamma_1)",
+    ),
+    Witness(
+        "tie order reversed between steps",
+        "C3",
+        _TIE,
+        _flipped_moves,
+        1,
+        "a token moves between two experts although neither bias moves",
+    ),
+    Witness(
+        "band attained, E = 2, m = 1",
+        "C4",
+        c4.tight(2, 1),
+        _deviation,
+        Fraction(1, 2),
+        "one token alternates between two equal experts",
+    ),
+    Witness(
+        "band attained, E = 3, m = 2",
+        "C4",
+        c4.tight(3, 2),
+        _deviation,
+        Fraction(10, 3),
+        "a cycle of length 2 at m (E - 1) - (1 - 1/E)",
+    ),
+    Witness(
+        "band attained, E = 5, m = 3",
+        "C4",
+        c4.tight(5, 3),
+        _deviation,
+        Fraction(56, 5),
+        "a cycle of length 2 at m (E - 1) - (1 - 1/E)",
+    ),
+    Witness("late entry, rho / 2u = 200", "C5", c5.late(400), _entry, 199, "E = 2: 199 of 201 steps"),
+    Witness(
+        "dual gap attained",
+        "C6",
+        Instance.of([[0, 0], [0, 0]], 1, bias=[1, 0]),
+        _gap,
+        1,
+        "gap = bound = 1: the factor 1/2 cannot be improved",
+    ),
+)

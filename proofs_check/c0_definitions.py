@@ -2,7 +2,8 @@
 
 Loads, D, m(w) and the trajectory of the sign rule from the library (both backends) equal the same written out in Python
 integers: top-K of gamma + p with ties to the lowest expert; A(p_n) is the load that p_n produced; sign(0) = 0; the sign
-rule is not recentred; the proportional and recentred rules are the sign rule's stated relatives. No source: this is notation.
+rule is not recentred; the proportional and recentred rules are the sign rule's stated relatives. No source: this is
+notation.
 
 BROKEN gives ties to the highest expert.
 """

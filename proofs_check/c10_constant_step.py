@@ -1,12 +1,12 @@
 """C10, a constant step with convexity only.
 
-Mean over n of f(p_n) - f(p*) <= |p_0 - p*|^2/(2 eta N) + eta G^2/2 (the subgradient method; Zinkevich 2003). Checked in its
-stronger pathwise form on fixed scores, exactly and for any comparator q: with p_(n+1) = p_n + eta (L - A_n),
+Mean over n of f(p_n) - f(p*) <= |p_0 - p*|^2/(2 eta N) + eta G^2/2 (the subgradient method; Zinkevich 2003). Checked
+in its stronger pathwise form on fixed scores, exactly and for any comparator q: with p_(n+1) = p_n + eta (L - A_n),
 
     mean_n D(p_n) - D(q) <= |p_0 - q|^2/(2 eta N) + (eta/2) mean_n |A_n - L|^2,
 
-q being an optimal dual of the LP and an arbitrary bias. Taking expectations gives the statement for fresh batches. Instances have L
-and N powers of two, so that everything is exact in float64.
+q being an optimal dual of the LP and an arbitrary bias. Taking expectations gives the statement for fresh batches.
+Instances have L and N powers of two, so that everything is exact in float64.
 
 BROKEN leaves the distance |p_0 - q| out.
 """

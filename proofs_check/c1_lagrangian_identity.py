@@ -4,8 +4,9 @@ For any scores, any biases p and p_next, any K and any tie-break, with delta = p
 
     D(p_next) - D(p) = sum_i b_i + <A(p) - L, delta>,   b_i >= 0,
 
-where b_i is what token i gains by choosing afresh at p_next. Han & Zhong, arXiv 2512.03915, Theorem 1, state it for their K
-and step; here it is for every K and every step. With delta_k = eps_k (L - A_k) the last term is -sum eps_k (A_k - L)^2.
+where b_i is what token i gains by choosing afresh at p_next. Han & Zhong, arXiv 2512.03915, Theorem 1, state it for
+their K and step; here it is for every K and every step. With delta_k = eps_k (L - A_k) the last term is -sum eps_k
+(A_k - L)^2.
 
 BROKEN takes the load after the step instead of the load before it.
 """
@@ -42,7 +43,11 @@ def negation(model: Model, *, broken: bool) -> object:
     """Some scores and step break the identity or have a negative benefit."""
     before, after = model.step()
     linear = model.linear(after if broken else before)
-    return model.any(model.change(before, after) != model.benefit(before, after) + linear, model.benefit(before, after) < 0)
+    return model.any(
+        model.change(before, after) != model.benefit(before, after) + linear, model.benefit(before, after) < 0
+    )
 
 
-PROOF = Proof(negation, sizes=lambda size: [(t, e, k) for t, e in size.shapes() for k in range(1, e + 1)], control=(1, 2, 1))
+PROOF = Proof(
+    negation, sizes=lambda size: [(t, e, k) for t, e in size.shapes() for k in range(1, e + 1)], control=(1, 2, 1)
+)

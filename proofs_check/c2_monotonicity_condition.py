@@ -4,13 +4,13 @@ For any scores, K, p and p_next, with delta = p_next - p,
 
     <A(p) - L, delta>  <=  D(p_next) - D(p)  <=  <A(p_next) - L, delta>,
 
-so D does not rise if and only if the total benefit is at most -<A(p) - L, delta> (for ALF-LB: sum eps_k (A_k - L)^2), and
-surely if <A(p_next) - L, delta> <= 0. (Convexity of D; Han & Zhong, arXiv 2512.03915, version 3, "a monotonic improvement
-condition".)
+so D does not rise if and only if the total benefit is at most -<A(p) - L, delta> (for ALF-LB: sum eps_k (A_k - L)^2),
+and surely if <A(p_next) - L, delta> <= 0. (Convexity of D; Han & Zhong, arXiv 2512.03915, version 3, "a monotonic
+improvement condition".)
 
-BROKEN asserts what versions 1 and 2 of the same paper claim, "a monotonic improvement": D falls at every step. It is false
-for the sign rule *and* for the proportional rule, at every step size: scaling scores, biases and step together scales the
-rise, and one token with two equal scores already sees D rise under any step (docs/claims.md).
+BROKEN asserts what versions 1 and 2 of the same paper claim, "a monotonic improvement": D falls at every step. It is
+false for the sign rule *and* for the proportional rule, at every step size: scaling scores, biases and step together
+scales the rise, and one token with two equal scores already sees D rise under any step (docs/claims.md).
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def rise(one: Instance, rule: str) -> float:
 
 def counterexamples() -> dict[str, Instance | None]:
     """The smallest instances (T E, then integers) on which a step raises D, by exhaustion."""
-    distinct = lambda one: all(len(set(row)) == len(row) for row in one.scores.tolist())  # noqa: E731
     return {
         "sign rule raises D": smallest(lambda one: rise(one, "sign") > 0),
         "proportional rule raises D": smallest(lambda one: rise(one, "proportional") > 0),
@@ -67,11 +66,15 @@ def counterexamples() -> dict[str, Instance | None]:
         "proportional rule raises D, whole L": smallest(
             lambda one: one.problem.is_integral and rise(one, "proportional") > 0
         ),
-        "sign rule raises D, no ties": smallest(lambda one: distinct(one) and rise(one, "sign") > 0),
+        "sign rule raises D, no ties": smallest(lambda one: _no_ties(one) and rise(one, "sign") > 0),
         "proportional rule raises D, no ties": smallest(
-            lambda one: distinct(one) and rise(one, "proportional") > 0, max_level=3
+            lambda one: _no_ties(one) and rise(one, "proportional") > 0, max_level=3
         ),
     }
+
+
+def _no_ties(one: Instance) -> bool:
+    return all(len(set(row)) == len(row) for row in one.scores.tolist())
 
 
 def negation(model: Model, *, broken: bool) -> object:
@@ -83,4 +86,6 @@ def negation(model: Model, *, broken: bool) -> object:
     return model.any(change < model.linear(before), change > model.linear(after))
 
 
-PROOF = Proof(negation, sizes=lambda size: [(t, e, k) for t, e in size.shapes() for k in range(1, e + 1)], control=(1, 2, 1))
+PROOF = Proof(
+    negation, sizes=lambda size: [(t, e, k) for t, e in size.shapes() for k in range(1, e + 1)], control=(1, 2, 1)
+)

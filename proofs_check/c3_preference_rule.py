@@ -1,19 +1,21 @@
 """C3, the preference rule.
 
-If token i drops expert k and picks up j in one step from p to p_next, then delta_j > delta_k: for every such pair, any K,
-any step, in exact arithmetic with one fixed tie order. Hence
+If token i drops expert k and picks up j in one step from p to p_next, then delta_j > delta_k: for every such pair,
+any K, any step, in exact arithmetic with one fixed tie order. Hence
 
 - sign rule: tokens move only from overloaded experts to balanced or underloaded ones, or from balanced to underloaded;
 - one eps for all experts (proportional rule): only towards strictly lower load.
 
-Our generalisation (any K, ties) of the preference argument in Han & Zhong, arXiv 2512.03915. In floating point two equal
-steps can round differently, so the check is in integers.
+Our generalisation (any K, ties) of the preference argument in Han & Zhong, arXiv 2512.03915. In floating point two
+equal steps can round differently, so the check is in integers.
 
-BROKEN breaks ties to the lowest expert before the step and to the highest after it: then tokens move between experts with
-equal steps.
+BROKEN breaks ties to the lowest expert before the step and to the highest after it: then tokens move between experts
+with equal steps.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,20 +48,25 @@ def forbidden_moves(one: Instance, *, flip: bool) -> int:
     sign_E = run.bias_NE[1] - run.bias_NE[0]
     common_E = -one.step_size * load_E  # eps (L - A) up to the gauge
     count = 0
-    for delta_E, must_exceed_E in ((free_E, free_E), (sign_E, sign_E), (sign_E, -np.sign(one.excess(load_E))), (common_E, -load_E)):
+    for delta_E, must_exceed_E in (
+        (free_E, free_E),
+        (sign_E, sign_E),
+        (sign_E, -np.sign(one.excess(load_E))),
+        (common_E, -load_E),
+    ):
         dropped_TE, gained_TE = _changes(one, delta_E, flip=flip)
         wrong_EE = must_exceed_E[:, None] >= must_exceed_E[None, :]  # (k, j) with no strict preference for j
         count += int(np.einsum("ik,ij,kj->", dropped_TE, gained_TE, wrong_EE.astype(np.int64)))
     return count
 
 
-def _changes(one: Instance, delta_E: NDArray[np.float64], *, flip: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _changes(one: Instance, delta_E: NDArray[Any], *, flip: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     before_TE = _chosen(one, one.bias, flip=False)
     after_TE = _chosen(one, one.bias + delta_E, flip=flip)
     return (before_TE & ~after_TE).astype(np.int64), (after_TE & ~before_TE).astype(np.int64)
 
 
-def _chosen(one: Instance, bias_E: NDArray[np.float64], *, flip: bool) -> NDArray[np.bool_]:
+def _chosen(one: Instance, bias_E: NDArray[Any], *, flip: bool) -> NDArray[np.bool_]:
     """Which experts each token holds; `flip` gives ties to the highest index."""
     order = slice(None, None, -1 if flip else 1)
     problem = Instance.of(one.scores[:, order], one.top_k).problem
@@ -73,7 +80,13 @@ def negation(model: Model, *, broken: bool) -> object:
     before, after = model.step(flip_ties_after=broken)
     return model.any(
         *(
-            model.all(before[i][k], model.no(after[i][k]), model.no(before[i][j]), after[i][j], model.delta[j] <= model.delta[k])
+            model.all(
+                before[i][k],
+                model.no(after[i][k]),
+                model.no(before[i][j]),
+                after[i][j],
+                model.delta[j] <= model.delta[k],
+            )
             for i in range(model.num_tokens)
             for k in range(model.num_experts)
             for j in range(model.num_experts)
@@ -82,4 +95,6 @@ def negation(model: Model, *, broken: bool) -> object:
     )
 
 
-PROOF = Proof(negation, sizes=lambda size: [(t, e, k) for t, e in size.shapes() for k in range(1, e + 1)], control=(1, 2, 1))
+PROOF = Proof(
+    negation, sizes=lambda size: [(t, e, k) for t, e in size.shapes() for k in range(1, e + 1)], control=(1, 2, 1)
+)

@@ -1,20 +1,21 @@
 """C4, the absorbing band (sign rule, step u, the same scores at every step, exact arithmetic).
 
-Crossing value of token i for the pair (k, j): gamma_ik - gamma_ij; m = m(2u) is the most tokens whose crossing values of one
-pair fit in a closed window of length 2u. Any K, any ties, any L, any starting bias.
+Crossing value of token i for the pair (k, j): gamma_ik - gamma_ij; m = m(2u) is the most tokens whose crossing values
+of one pair fit in a closed window of length 2u. Any K, any ties, any L, any starting bias.
 
 *As stated*: an expert with |A_k - L| <= m (E - 1) at one step has it at every later step.
 
-*Sharpened here, with proof in docs/claims.md*: the same holds with m (E - 1) - (1 - 1/E), and for every m and E an instance
-attains that in a cycle of length 2 (`tight`), so no smaller function of m and E will do. The guarantee L +- (E - 1) for
-m = 1 is in the line of Wang et al., arXiv 2408.15664, and Han & Zhong, arXiv 2512.03915; m(2u) replaces their gap assumption.
+*Sharpened here, with proof in docs/claims.md*: the same holds with m (E - 1) - (1 - 1/E), and for every m and E an
+instance attains that in a cycle of length 2 (`tight`), so no smaller function of m and E will do. The guarantee L +-
+(E - 1) for m = 1 is in the line of Wang et al., arXiv 2408.15664, and Han & Zhong, arXiv 2512.03915; m(2u) replaces
+their gap assumption.
 
 BROKEN counts crossings in windows of length u instead of 2u.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -28,6 +29,7 @@ from proofs_check._verdict import Verdict, worst_of
 CLAIM = "C4"
 TITLE = "absorbing band"
 NUM_STEPS = 40
+Band = Callable[[int, int], int | Fraction]
 
 
 def check(seed: int = 0, instances: int = 700) -> Verdict:
@@ -38,8 +40,10 @@ def check(seed: int = 0, instances: int = 700) -> Verdict:
 def sharper(seed: int = 0, instances: int = 700) -> Verdict:
     """The same for the sharp band, after the instances that attain it."""
     family = [tight(num_experts, most) for num_experts in (2, 3, 4, 5) for most in (1, 2, 3)]
-    attained = all(np.equal(*step_out(one, bounds.sharp_band)) for one in family)
-    verdict = worst_of(CLAIM, "tight", _chain(family, draw(seed, instances)), lambda one: step_out(one, bounds.sharp_band))
+    attained = all(measured == bound for measured, bound in (step_out(one, bounds.sharp_band) for one in family))
+    verdict = worst_of(
+        CLAIM, "tight", _chain(family, draw(seed, instances)), lambda one: step_out(one, bounds.sharp_band)
+    )
     return verdict if attained or not verdict.holds else Verdict(CLAIM, "tight", 0, 0, 1, False, family[0].as_dict())
 
 
@@ -48,10 +52,11 @@ def BROKEN(seed: int = 0, instances: int = 2000) -> Verdict:
     return worst_of(CLAIM, "upper", draw(seed, instances), lambda one: step_out(one, bounds.absorbing_band, window=1))
 
 
-def step_out(one: Instance, band_of: object, window: int = 2, num_steps: int = NUM_STEPS) -> tuple[Fraction, Fraction]:
+def step_out(one: Instance, band_of: Band, window: int = 2) -> tuple[Fraction, Fraction]:
     """Worst |A_k - L| right after a step inside the band, and the band, tokens."""
-    band = Fraction(band_of(bounds.crossing_multiplicity(one.problem.scores_TE, window * one.step_size), one.num_experts))  # type: ignore[operator]
-    excess_NE = np.abs(one.excess(one.run(num_steps).load_NE))
+    most = bounds.crossing_multiplicity(one.problem.scores_TE, window * one.step_size)
+    band = Fraction(band_of(most, one.num_experts))
+    excess_NE = np.abs(one.excess(one.run(NUM_STEPS).load_NE))
     inside_NE = excess_NE[:-1] <= one.num_experts * band
     return Fraction(int(np.max(excess_NE[1:], where=inside_NE, initial=0)), one.num_experts), band
 
@@ -59,8 +64,8 @@ def step_out(one: Instance, band_of: object, window: int = 2, num_steps: int = N
 def tight(num_experts: int, most: int) -> Instance:
     """K = 1 and m = `most`: expert 0 is alone overloaded, loses m tokens to every other, and gets them back next step.
 
-    n = m (E - 1) - 1 tokens always sit on each other expert and m more are indifferent between it and expert 0, so the loads
-    alternate between (n + 1, n, ..., n) and (0, n + m, ..., n + m), with L = n + 1/E.
+    n = m (E - 1) - 1 tokens always sit on each other expert and m more are indifferent between it and expert 0, so
+    the loads alternate between (n + 1, n, ..., n) and (0, n + m, ..., n + m), with L = n + 1/E.
     """
     resident = most * (num_experts - 1) - 1
     num_tokens = (resident + most) * (num_experts - 1)
@@ -106,9 +111,11 @@ def negation(model: Model, *, broken: bool) -> object:
     picks, cases = model.top_k * model.num_tokens, []
     for most in range(1, model.num_tokens + 1):
         reach = int(model.num_experts * bounds.sharp_band(most, model.num_experts))
-        inside = lambda n, reach=reach: abs(model.num_experts * n - picks) <= reach  # noqa: E731
+        inside = {n for n in range(model.num_tokens + 1) if abs(model.num_experts * n - picks) <= reach}
         leaves = [
-            model.all(model.load_is(before, k, inside), model.no(model.load_is(after, k, inside)))
+            model.all(
+                model.load_is(before, k, inside.__contains__), model.no(model.load_is(after, k, inside.__contains__))
+            )
             for k in range(model.num_experts)
         ]
         cases.append(model.all(True if broken else model.multiplicity_at_most(most, 2), model.any(*leaves)))

@@ -2,9 +2,10 @@
 
 *As stated*: every expert is inside the band of C4 from step N0 = ceil((E-1)(rho + 2u)/(2u)) on.
 
-*Sharpened here, with proof in docs/claims.md*: with R = floor(rho / 2u) + 1, every expert is inside the *sharp* band from step
-floor(E R / 2) on, and from step R on when E <= 3. Steps count biases: p_n is the bias after n updates. At E = 2 the ratio
-entry / R tends to 1 (`late`), so that case is asymptotically tight; for E >= 4 the gap between R and E R / 2 is open.
+*Sharpened here, with proof in docs/claims.md*: with R = floor(rho / 2u) + 1, every expert is inside the *sharp* band
+from step floor(E R / 2) on, and from step R on when E <= 3. Steps count biases: p_n is the bias after n updates. At E
+= 2 the ratio entry / R tends to 1 (`late`), so that case is asymptotically tight; for E >= 4 the gap between R and E
+R / 2 is open.
 
 Our own claim (idea of proof in the theory page). BROKEN allows R steps from an arbitrary bias instead of from 0.
 """
@@ -32,7 +33,9 @@ Band = Callable[[int, int], int | Fraction]
 
 def check(seed: int = 0, instances: int = 700) -> Verdict:
     """Last step outside m (E - 1), plus one, against N0."""
-    return worst_of(CLAIM, "upper", draw(seed, instances), lambda one: entry(one, bounds.entry_time, bounds.absorbing_band))
+    return worst_of(
+        CLAIM, "upper", draw(seed, instances), lambda one: entry(one, bounds.entry_time, bounds.absorbing_band)
+    )
 
 
 def sharper(seed: int = 0, instances: int = 700) -> Verdict:

@@ -3,9 +3,9 @@
     D(p) - LP* <= 1/2 ||A - L||_1 (spread(p) + rho),
     -1/2 ||A - L||_1 spread(p) <= affinity - LP* <= 1/2 ||A - L||_1 rho.
 
-Our own claim; it rests on an optimal bias of spread at most rho. LP* comes from `alflb.exact`, on instances where E LP* is a
-whole number and L a multiple of 1/8: it is rounded to that grid, and the comparison is exact. All three are attained (two
-tokens with equal scores, `witnesses.json`), so none can be improved by a factor.
+Our own claim; it rests on an optimal bias of spread at most rho. LP* comes from `alflb.exact`, on instances where E
+LP* is a whole number and L a multiple of 1/8: it is rounded to that grid, and the comparison is exact. All three are
+attained (two tokens with equal scores, `witnesses.json`), so none can be improved by a factor.
 
 BROKEN halves the first bound.
 """
@@ -70,8 +70,8 @@ def tightest(seed: int, seconds: float) -> Verdict:
 def negation(model: Model, *, broken: bool) -> object:
     """Some scores and bias have a dual gap above the bound against *every* balanced assignment (whole L).
 
-    The model's scores are gamma + p here; p is a further unknown, and s and r stand for spread(p) and rho: any numbers at
-    least as large as the differences they bound.
+    The model's scores are gamma + p here; p is a further unknown, and s and r stand for spread(p) and rho: any
+    numbers at least as large as the differences they bound.
     """
     z3, tokens, experts = model.z3, range(model.num_tokens), range(model.num_experts)
     held = model.choose("x", after=False)
@@ -87,7 +87,7 @@ def negation(model: Model, *, broken: bool) -> object:
     for load in itertools.product(range(model.num_tokens + 1), repeat=model.num_experts):
         if sum(load) == model.top_k * model.num_tokens:
             half = sum(abs(tokens_k - target) for tokens_k in load) / (4 if broken else 2)
-            is_load = [model.load_is(held, k, lambda n, tokens_k=load[k]: n == tokens_k) for k in experts]
+            is_load = [model.load_is(held, k, load[k].__eq__) for k in experts]
             cases.append(z3.And(*is_load, *(gap > half * (spread + rho) for gap in gap_at_least)))
     return z3.And(*differences, z3.Or(*cases))
 

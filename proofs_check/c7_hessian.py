@@ -1,12 +1,13 @@
 """C7, the population's gradient and Hessian (independent scores with bounded densities, any K < E).
 
-The gradient of f is pi - K/E. The Hessian is a weighted graph Laplacian with weights c_kj, the density of experts k and j tying
-at the top-K boundary, and lambda_2 >= E min_kj c_kj. *Corrected here*: the theory page asks that all pairs can tie for strong
-convexity; it is enough that the graph of pairs that can tie is connected, since a weighted Laplacian has lambda_2 > 0 exactly
-then (`chain`: uniform scores, two of which never tie).
+The gradient of f is pi - K/E. The Hessian is a weighted graph Laplacian with weights c_kj, the density of experts k
+and j tying at the top-K boundary, and lambda_2 >= E min_kj c_kj. *Corrected here*: the theory page asks that all
+pairs can tie for strong convexity; it is enough that the graph of pairs that can tie is connected, since a weighted
+Laplacian has lambda_2 > 0 exactly then (`chain`: uniform scores, two of which never tie).
 
-Checked: finite differences of f and of pi against the quadrature; lambda_2 against E min c; and the picks of sampled tokens,
-by the library's own simulation, against pi, with exact binomial (Clopper-Pearson) intervals at a stated false-alarm rate.
+Checked: finite differences of f and of pi against the quadrature; lambda_2 against E min c; and the picks of sampled
+tokens, by the library's own simulation, against pi, with exact binomial (Clopper-Pearson) intervals at a stated
+false-alarm rate.
 
 BROKEN takes the density of a tie at the boundary of top-(K+1).
 """
@@ -29,7 +30,7 @@ from proofs_check._verdict import Verdict
 CLAIM = "C7"
 TITLE = "Hessian of the population"
 TOLERANCE = 2e-7
-"""Finite differences with h = 1e-4 err by h^2 f''' and by rounding / h; bounded densities with kinks by h times the kink."""
+"""What finite differences may err by: rounding / h and higher derivatives, and h times a kink where densities jump."""
 
 FloatArray = NDArray[np.float64]
 
@@ -53,7 +54,11 @@ def chain() -> IndependentScores:
 def difference(function: Callable[[FloatArray], FloatArray], at: FloatArray, step: float) -> FloatArray:
     """Fourth-order central differences along every coordinate, stacked."""
     rows = [
-        (8 * (function(at + step * e) - function(at - step * e)) - function(at + 2 * step * e) + function(at - 2 * step * e))
+        (
+            8 * (function(at + step * e) - function(at - step * e))
+            - function(at + 2 * step * e)
+            + function(at - 2 * step * e)
+        )
         / (12 * step)
         for e in np.eye(len(at))
     ]
@@ -86,13 +91,15 @@ def _is_smooth(kinds: list[str]) -> bool:
 
 
 def _coarse(population: Population, bias: FloatArray, hessian: FloatArray, error: float) -> float:
-    """Where densities jump, pi is only piecewise smooth: differences over a step that shrinks tenfold, best of three."""
+    """Where densities jump, pi is only piecewise smooth: differences over shorter and shorter steps, best of three."""
     if error <= TOLERANCE:
         return float(error)
     errors = []
     for step in (1e-4, 3e-5, 1e-5):
         gradient = difference(lambda p: np.array(population.value(p)), bias, step) - population.gradient(bias)
-        errors.append(max(np.abs(gradient).max(), np.abs(difference(population.pick_probability, bias, step) - hessian).max()))
+        errors.append(
+            max(np.abs(gradient).max(), np.abs(difference(population.pick_probability, bias, step) - hessian).max())
+        )
     return float(min(errors))
 
 
@@ -110,17 +117,23 @@ def _connected() -> Verdict:
 
 
 def _sampled(seed: int, num_tokens: int = 1000, num_steps: int = 20) -> Verdict:
-    """Counts of picks over 20,000 tokens of three streams; measured is -log10 of the least p-value, Bonferroni-corrected."""
+    """Counts of picks over 20,000 tokens of three streams: -log10 of the least p-value, Bonferroni-corrected."""
     cases = [("logistic", "logistic", 2), ("uniform", "uniform", 3), ("gumbel", "Gumbel", 1)]
     offsets, bias = (0.0, 0.3, -0.2, 0.5, -0.6), np.array([0.1, -0.2, 0.3, -0.1, -0.1])
     least = 1.0
     for name, shape, top_k in cases:
         stream = make_stream(name, num_tokens=num_tokens, num_experts=5, offsets=offsets)
         run = simulate(
-            stream, make_rule("sign", 0.0), top_k=top_k, num_steps=num_steps, seed=seed, bias_init=bias, backend="reference"
+            stream,
+            make_rule("sign", 0.0),
+            top_k=top_k,
+            num_steps=num_steps,
+            seed=seed,
+            bias_init=bias,
+            backend="reference",
         )
         pi = IndependentScores(SHAPES[shape], top_k, offsets=offsets).pick_probability(bias)
         for picked, chance in zip(run.load_NE.sum(axis=0).tolist(), pi.tolist()):
             least = min(least, float(stats.binomtest(picked, num_tokens * num_steps, chance).pvalue))
-    evidence, allowed = -np.log10(least), -np.log10(FALSE_ALARM / 15)
+    evidence, allowed = -np.log10(max(least, 1e-300)), -np.log10(FALSE_ALARM / 15)
     return Verdict(CLAIM, "statistical", 15, float(evidence), float(allowed), bool(evidence <= allowed), {"seed": seed})

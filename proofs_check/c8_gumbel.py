@@ -1,8 +1,8 @@
 """C8, Gumbel scores with K = 1: everything in closed form.
 
 gamma_k = a_k + Gumbel(0, 1): f(p) = logsumexp(a + p) + Euler - mean(p), pi = softmax(a + p), Hessian diag(pi) - pi pi',
-p* = mean(a) - a. Standard (multinomial logit). Checked against the general quadrature, and at p* against sampled loads of the
-library's Gumbel stream.
+p* = mean(a) - a. Standard (multinomial logit). Checked against the general quadrature, and at p* against sampled
+loads of the library's Gumbel stream.
 
 BROKEN uses the softmax for K = 2 as well (K softmax), where no closed form of this kind holds.
 """
@@ -63,5 +63,5 @@ def _balanced_at_optimum(seed: int, num_tokens: int = 1000, num_steps: int = 20)
         stream, make_rule("sign", 0.0), top_k=1, num_steps=num_steps, seed=seed, bias_init=optimum, backend="reference"
     )
     least = min(stats.binomtest(n, num_tokens * num_steps, 0.25).pvalue for n in run.load_NE.sum(axis=0).tolist())
-    evidence, allowed = float(-np.log10(least)), float(-np.log10(FALSE_ALARM / 4))
+    evidence, allowed = float(-np.log10(max(least, 1e-300))), float(-np.log10(FALSE_ALARM / 4))
     return Verdict(CLAIM, "statistical", 4, evidence, allowed, evidence <= allowed, {"seed": seed})

@@ -1,13 +1,14 @@
 """C9, logarithmic regret (fresh batch of T independent tokens each step, g_n = A_n/T - K/E).
 
-f mu-strongly convex on {mean 0, |p| <= R}, which contains p*; E|g|^2 <= G^2 there; p_(n+1) = projection of p_n - g_n/(mu n). Then
-E sum_n f(p_n) - f(p*) <= G^2/(2 mu) (1 + ln N). (Standard online convex optimisation: Hazan, Agarwal & Kale 2007; stated for
-ALF-LB by Han & Zhong, arXiv 2512.03915.) Bias p_n is charged at step n, where it produced the load.
+f mu-strongly convex on {mean 0, |p| <= R}, which contains p*; E|g|^2 <= G^2 there; p_(n+1) = projection of p_n -
+g_n/(mu n). Then E sum_n f(p_n) - f(p*) <= G^2/(2 mu) (1 + ln N). (Standard online convex optimisation: Hazan, Agarwal
+& Kale 2007; stated for ALF-LB by Han & Zhong, arXiv 2512.03915.) Bias p_n is charged at step n, where it produced the
+load.
 
-Checked on Gumbel scores, K = 1, where f, p*, a certified mu and a certified G^2 are in closed form; the mean over repeated
-runs of the library's simulation is compared with the bound, and the claim fails only if the mean is above it beyond a
-one-sided t-interval at the false-alarm rate. *Corrected here*: eta_n = c/n needs c > 1/(2 mu), not >=: at c = 1/(2 mu) the regret
-of a quadratic is of order (ln N)^2 (`quadratic_regret`).
+Checked on Gumbel scores, K = 1, where f, p*, a certified mu and a certified G^2 are in closed form; the mean over
+repeated runs of the library's simulation is compared with the bound, and the claim fails only if the mean is above it
+beyond a one-sided t-interval at the false-alarm rate. *Corrected here*: eta_n = c/n needs c > 1/(2 mu), not >=: at c
+= 1/(2 mu) the regret of a quadratic is of order (ln N)^2 (`quadratic_regret`).
 
 BROKEN divides the step size by 50: too small a c, hence a power of N.
 """
@@ -47,7 +48,7 @@ class Projected(DirectionRule):
 
     def direction(self, load_E: NDArray[np.int64], target_E: FloatArray) -> FloatArray:
         """The proportional rule's."""
-        return make_rule("proportional", 1.0).direction(load_E, target_E)  # type: ignore[attr-defined,no-any-return]
+        return make_rule("proportional", 1.0).direction(load_E, target_E)  # type: ignore[attr-defined]
 
     def update(
         self, bias_E: FloatArray, load_E: NDArray[np.int64], target_E: FloatArray, t: int, state: State
@@ -79,7 +80,8 @@ def quadratic_regret(strength: float, num_steps: int) -> float:
 
 def _worst(seed: int, runs: int, *, slow_down: float) -> Verdict:
     verdicts = [
-        _regret(offsets, seed, runs, slow_down=slow_down) for offsets in ((0.2, -0.2), (0.3, 0.0, -0.3), (0.1, 0.2, -0.1, -0.2))
+        _regret(offsets, seed, runs, slow_down=slow_down)
+        for offsets in ((0.2, -0.2), (0.3, 0.0, -0.3), (0.1, 0.2, -0.1, -0.2))
     ]
     return next((one for one in verdicts if not one.holds), max(verdicts, key=lambda one: one.ratio))
 
@@ -96,7 +98,13 @@ def _regret(offsets: tuple[float, ...], seed: int, runs: int, *, slow_down: floa
     regret = []
     for repetition in range(runs):
         run = simulate(
-            stream, rule, top_k=1, num_steps=NUM_STEPS, seed=1000 * seed + repetition, bias_init=start_E, backend="reference"
+            stream,
+            rule,
+            top_k=1,
+            num_steps=NUM_STEPS,
+            seed=1000 * seed + repetition,
+            bias_init=start_E,
+            backend="reference",
         )
         regret.append(sum(population.value(bias_E) - population.value(optimum_E) for bias_E in run.bias_NE[:-1]))
     bound = bounds.logarithmic_regret(NUM_STEPS, least, second_moment)
