@@ -275,7 +275,7 @@ class IndependentScores(Population):
         missing = float(np.abs(mass_EN.sum(axis=1) - 1.0).max())
         if not missing <= _MASS_TOLERANCE:
             raise ValueError(
-                f"distributions: quadrature finds a density with mass off 1 by {missing:.2g}; densities must be bounded, "
+                f"distributions: a density's mass on the grid is off 1 by {missing:.2g}; densities must be bounded, "
                 f"with tails of finite mean; raise order (now {len(self._node)}) for densities with narrow features"
             )
         return _Grid(bias_E, point_N, weight_N, mass_EN, above_EN)

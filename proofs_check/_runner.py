@@ -50,7 +50,7 @@ class Effort:
 
 
 def run_claim(module: ModuleType, effort: Effort) -> Iterator[Row]:
-    """All rows of one claim; with `seconds`, a third each for repeated checks on fresh seeds, for the proof, for the search."""
+    """All rows of one claim; with `seconds`, a third each for checks on fresh seeds, the proof and the search."""
     share = None if effort.seconds is None else effort.seconds / 3
     sizes = {"instances": effort.instances} if effort.instances else {}
     yield _verdict_row(module.CLAIM, "check", lambda: _repeated(module.check, effort, sizes, share))

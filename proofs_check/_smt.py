@@ -146,9 +146,7 @@ class Sizes:
         """(T, E), smallest first."""
         sides = range(1, self.cells + 1)
         pairs = [(t, e) for t in sides for e in sides if t * e <= self.cells]
-        return sorted(
-            (pair for pair in pairs if pair[0] * pair[1] <= self.cells), key=lambda p: (p[0] * p[1], max(p), p)
-        )
+        return sorted(pairs, key=lambda pair: (pair[0] * pair[1], max(pair), pair))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def tightest(seed: int, seconds: float) -> Verdict:
 
 
 def final_deviation(one: Instance) -> tuple[Fraction, int]:
-    """Largest |A_k - L| in 20 steps after the entry time, from p = 0, and m (E - 1); 0 where entry may take over 200 steps."""
+    """Largest |A_k - L| in 20 steps after entry from p = 0, and m (E - 1); 0 where entry may take over 200 steps."""
     entry = bounds.sharp_entry_time(one.num_experts, one.score_range, one.step_size)
     band = bounds.absorbing_band(
         bounds.crossing_multiplicity(one.problem.scores_TE, 2 * one.step_size), one.num_experts

@@ -71,7 +71,7 @@ def entry(one: Instance, time_of: Time, band_of: Band, *, from_zero: bool = True
 
 
 def late(score_range: int) -> Instance:
-    """E = 2, two tokens that prefer expert 0 by rho and rho - 3, u = 1: the first leaves at step floor((rho-3)/2) + 1."""
+    """E = 2, u = 1, two tokens that prefer expert 0 by rho and rho - 3: one leaves at step floor((rho-3)/2) + 1."""
     return Instance.of([[score_range, 0], [score_range - 3, 0]], 1)
 
 
