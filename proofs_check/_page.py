@@ -96,7 +96,7 @@ def monotone_figure() -> Figure:
     figure, axes = plotting.new_figure(1, 2, height=2.6, sharey=False)
     for axis, scores, title in (
         (axes[0], [[0, 0]], "One token, equal scores"),
-        (axes[1], [[3, 0], [5, 0]], "Two tokens, gamma_1 - gamma_2 = 3 and 5"),
+        (axes[1], [[3, 0], [5, 0]], "Two tokens, gamma_1 - gamma_2 in {3, 5}"),
     ):
         one = Instance.of(scores, 1)
         grid = np.linspace(-2, 12 if len(scores) > 1 else 4, 400)
@@ -104,7 +104,8 @@ def monotone_figure() -> Figure:
         for length, colour, name in _steps(len(scores)):
             height = [dual_value(one.problem, [0, 0]), dual_value(one.problem, [-length / 2, length / 2])]
             axis.plot([0, length], height, "-o", color=colour, label=f"{name}: D rises by {height[1] - height[0]:g}")
-        axis.set(xlabel="p_2 - p_1 (score units)", ylabel="D (score units)", title=title)
+        axis.set(xlabel="p_2 - p_1 (score units)", ylabel="D (score units)")
+        axis.set_title(title, fontsize=8.5)
         axis.legend()
     return figure
 
@@ -153,7 +154,7 @@ def entry_figure() -> Figure:
         ylabel="max |A - L| (tokens)",
         title="Entry after 199 steps of at most 201 (E = 2, rho / 2u = 200)",
     )
-    axis.legend(loc="center left")
+    axis.legend(loc=(0.05, 0.1))
     return figure
 
 

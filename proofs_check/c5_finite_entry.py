@@ -4,8 +4,8 @@
 
 *Sharpened here, with proof in docs/claims.md*: with R = floor(rho / 2u) + 1, every expert is inside the *sharp* band
 from step floor(E R / 2) on, and from step R on when E <= 3. Steps count biases: p_n is the bias after n updates. At E
-= 2 the ratio entry / R tends to 1 (`late`), so that case is asymptotically tight; for E >= 4 the gap between R and E
-R / 2 is open.
+= 2 the ratio entry / R tends to 1 (`late`), so that case is asymptotically tight; that R is enough
+for E >= 4 as well is a conjecture (`conjecture`).
 
 Our own claim (idea of proof in the theory page). BROKEN allows R steps from an arbitrary bias instead of from 0.
 """
@@ -47,6 +47,16 @@ def sharper(seed: int = 0, instances: int = 700) -> Verdict:
     if not verdict.holds or Fraction(known, bound) < Fraction(verdict.ratio):
         return verdict
     return Verdict(CLAIM, "upper", verdict.instances + 1, known, bound, known <= bound, late(400).as_dict())
+
+
+def conjecture(seed: int = 0, instances: int = 700) -> Verdict:
+    """Unproved for E >= 4: R steps are enough for every E. A counterexample here would settle it."""
+    return worst_of(CLAIM, "conjecture", draw(seed, instances), lambda one: entry(one, _reach, bounds.sharp_band))
+
+
+def _reach(num_experts: int, score_range: float, step_size: float) -> int:
+    """R = floor(rho / 2u) + 1, what is proved for two experts."""
+    return bounds.sharp_entry_time(2, score_range, step_size)
 
 
 def BROKEN(seed: int = 0, instances: int = 2000) -> Verdict:

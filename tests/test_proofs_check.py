@@ -46,6 +46,10 @@ def test_sharper_claim_holds(claim):
     assert CLAIMS[claim].sharper(seed=3, instances=300).holds
 
 
+def test_the_entry_conjecture_is_not_refuted_here():
+    assert CLAIMS["C5"].conjecture(seed=4, instances=300).holds
+
+
 @pytest.mark.parametrize("witness", WITNESSES, ids=lambda witness: witness.name)
 def test_named_witness_is_as_recorded(witness):
     assert witness.holds, witness.measure(witness.instance)
