@@ -6,12 +6,13 @@ is what the claims speak of (claim C0).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 Row = list[int]
 
 
-def picks(biased: list[Fraction], top_k: int) -> set[int]:
+def picks(biased: Sequence[Fraction | int], top_k: int) -> set[int]:
     """The K largest entries, ties to the lowest index."""
     return set(sorted(range(len(biased)), key=lambda k: (-biased[k], k))[:top_k])
 

@@ -16,6 +16,7 @@ from proofs_check import c3_preference_rule as c3
 from proofs_check import c4_absorbing_band as c4
 from proofs_check import c5_finite_entry as c5
 from proofs_check import c6_balance_implies_optimality as c6
+from proofs_check import c10_constant_step as c10
 from proofs_check._instances import Instance
 from proofs_check._verdict import Number
 
@@ -64,6 +65,28 @@ def _entry(one: Instance) -> Number:
 
 def _gap(one: Instance) -> Number:
     return c6.worst_gap(one, factor=1.0)[0]
+
+
+def _narrow_excess(one: Instance) -> Number:
+    """How far a step leaves the band when crossings are counted in windows of u, not 2u."""
+    deviation, band = c4.step_out(one, bounds.absorbing_band, window=1)
+    return deviation - band
+
+
+def _late_from_afar(one: Instance) -> Number:
+    """Steps over the entry time when the start is `bias`, not 0."""
+    steps, allowed = c5.entry(one, bounds.sharp_entry_time, bounds.sharp_band, from_zero=False)
+    return steps - allowed
+
+
+def _half_gap_excess(one: Instance) -> Number:
+    gap, bound = c6.worst_gap(one, factor=0.5)
+    return gap - bound
+
+
+def _excess_without_distance(one: Instance) -> Number:
+    gap, bound = c10.mean_gap(one, with_distance=False)
+    return gap - bound
 
 
 _TIE = Instance.of([[0, 0]], 1)
@@ -159,7 +182,39 @@ WITNESSES = (
         Fraction(56, 5),
         "a cycle of length 2 at m (E - 1) - (1 - 1/E)",
     ),
+    Witness(
+        "m(u) is not enough",
+        "C4",
+        Instance.of([[0, 0], [0, 3], [3, 0]], 1, step_size=2),
+        _narrow_excess,
+        Fraction(1, 2),
+        "the smallest: m(u) = 1, yet two tokens cross in one step",
+    ),
     Witness("late entry, rho / 2u = 200", "C5", c5.late(400), _entry, 199, "E = 2: 199 of 201 steps"),
+    Witness(
+        "entry from afar",
+        "C5",
+        Instance.of([[0, 0], [3, 0]], 1, bias=[4, 0]),
+        _late_from_afar,
+        1,
+        "the smallest of its kind: 3 steps where 2 are enough from p = 0",
+    ),
+    Witness(
+        "half the gap bound",
+        "C6",
+        Instance.of([[0, 1]], 1),
+        _half_gap_excess,
+        Fraction(1, 4),
+        "the smallest: the gap is twice half the bound",
+    ),
+    Witness(
+        "no distance in the bound",
+        "C10",
+        Instance.of([[0, 2], [0, 3]], 1),
+        _excess_without_distance,
+        Fraction(1, 16),
+        "the smallest with T E <= 4",
+    ),
     Witness(
         "dual gap attained",
         "C6",

@@ -59,6 +59,25 @@ def test_gradient_moments_agree_at_balance():
     assert bounds.gradient_bound(4, 1) == pytest.approx(0.75)  # all tokens on one expert attain it
 
 
+def test_regret_bounds_by_hand():
+    assert bounds.logarithmic_regret(100, curvature=0.5, second_moment=2.0) == pytest.approx(2.0 * (1 + np.log(100)))
+    assert bounds.constant_step_gap(4.0, num_steps=10, step_size=0.5, second_moment=3.0) == pytest.approx(0.4 + 0.75)
+
+
+def test_gap_bounds_by_hand():
+    assert bounds.gap_bound(4.0, 1.0, 2.0) == 6.0
+    assert bounds.affinity_excess_bound(4.0, 2.0) == 4.0
+    assert bounds.affinity_loss_bound(4.0, 1.0) == 2.0
+
+
+def test_law_by_hand():
+    """E = 2, K = 1, odd T: c = 2, s = b/2 + sqrt(b^2/4 + sigma^2) with b = 2 u sqrt(pi/8) h/2."""
+    law = bounds.sign_rule_law(0.1, 101, 1, [0.5])
+    b, sigma_squared = 0.1 * np.sqrt(np.pi / 8) * 0.5, 0.25 / 101
+    assert law.load_sd == pytest.approx(b / 2 + np.sqrt(b**2 / 4 + sigma_squared))
+    assert law.load_sd**2 == pytest.approx(sigma_squared + 0.5**2 * law.bias_sd**2)
+
+
 def test_law_without_steps_is_sampling_noise():
     law = bounds.sign_rule_law(0.0, 1000, 1, [0.1])
     assert law.bias_sd == 0
