@@ -423,7 +423,12 @@ def _print_checks(checks: list[Any]) -> None:
     for check in checks:
         verdict = "[green]holds[/]" if check.holds else "[bold red]FAILS[/]"
         table.add_row(
-            check.claim, check.statement, str(check.instances), f"{check.worst + 0.0:.1e}", f"{check.limit:.0e}", verdict
+            check.claim,
+            check.statement,
+            str(check.instances),
+            f"{check.worst + 0.0:.1e}",
+            f"{check.limit:.0e}",
+            verdict,
         )
     out.print(table)
 

@@ -14,8 +14,9 @@ from proofs_check._verdict import Verdict
 FALSE_ALARM = 1e-4
 """Chance that one statistical check fails although the claim is true.
 
-C7, C8 and C9 have one each, so a quick run is red by chance at most 3 times in 10,000; a longer run repeats them on fresh
-seeds, and each round counts again. C7 and C8 use exact binomial tests, C9 a t-interval (nominal: regrets are not normal).
+C7, C8 and C9 have one each, so a quick run is red by chance at most 3 times in 10,000; a longer run repeats them on
+fresh seeds, and each round counts again. C7 and C8 use exact binomial tests, C9 a t-interval (nominal: regrets are not
+normal).
 """
 
 SHAPES: dict[str, Any] = {
