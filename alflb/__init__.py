@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from alflb.metrics import settling_time as settling_time
     from alflb.metrics import summary as summary
     from alflb.observers import make_observers as make_observers
+    from alflb.population import GumbelTopOne as GumbelTopOne
+    from alflb.population import IndependentScores as IndependentScores
     from alflb.problem import AssignmentProblem as AssignmentProblem
     from alflb.rules import make_rule as make_rule
     from alflb.rules import rule_names as rule_names
@@ -44,6 +46,8 @@ __version__ = "0.1.0"
 _HOME = {
     "AssignmentProblem": "problem",
     "AssignmentSolution": "exact",
+    "GumbelTopOne": "population",
+    "IndependentScores": "population",
     "LoadTrace": "datasets",
     "RouterTrace": "datasets",
     "Static": "streams",

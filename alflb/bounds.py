@@ -1,9 +1,20 @@
-"""Right-hand sides of the claims: plain formulas of plain numbers, one function for each bound.
+"""Right-hand sides of the claims: plain functions of plain numbers or arrays, one for each bound.
 
-Nothing here measures anything; `alflb.duality` and the checks hold measurements against these.
+Nothing here measures anything; `alflb.duality` and the checks hold measurements against these. What counts tokens or
+steps is computed in exact rationals from the floats it is given, so that a check needs no tolerance.
 """
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import integrate, stats
+
+from alflb.problem import check_count, check_number, check_scores
 
 
 def gap_bound(violation_l1: float, bias_spread: float, score_range: float) -> float:
@@ -43,3 +54,241 @@ def affinity_loss_bound(violation_l1: float, bias_spread: float) -> float:
 
 def _half_product(violation_l1: float, width: float) -> float:
     return 0.0 if violation_l1 == 0 else 0.5 * violation_l1 * width  # rho may be inf; 0 * inf is not 0
+
+
+def crossing_multiplicity(scores: ArrayLike, width: float) -> int:
+    r"""m(w) of claim C4: the most tokens whose crossing value of one expert pair fits in a closed window of length w.
+
+    The crossing value of token i for the pair (k, j) is gamma_ik - gamma_ij: where p_j - p_k has to be for the token to
+    be indifferent. A step of the sign rule moves p_j - p_k by at most 2u, so at most m(2u) tokens cross a pair.
+
+    Parameters
+    ----------
+    scores : array_like of float, shape (T, E)
+        Pairs with a forbidden (-inf) expert never cross and are not counted.
+    width : float
+        w >= 0 in score units.
+
+    Returns
+    -------
+    int
+        At least 1, at most T.
+
+    Examples
+    --------
+    >>> crossing_multiplicity([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]], width=1.0)
+    2
+    """
+    scores_TE = check_scores(scores).astype(np.float64)
+    width = check_number(width, "width")
+    most = 1
+    for k in range(scores_TE.shape[1] - 1):
+        with np.errstate(invalid="ignore"):  # -inf minus -inf: a pair that never crosses
+            crossing = scores_TE[:, [k]] - scores_TE[:, k + 1 :]
+        for value_T in np.sort(crossing, axis=0).T:
+            value_T = value_T[np.isfinite(value_T)]
+            last_T = np.searchsorted(value_T, value_T + width, side="right")
+            most = max(most, int((last_T - np.arange(len(value_T))).max(initial=1)))
+    return most
+
+
+def absorbing_band(multiplicity: int, num_experts: int) -> int:
+    """Claim C4 as first stated: once |A_k - L| <= m (E - 1) tokens, always so, under the sign rule.
+
+    Examples
+    --------
+    >>> absorbing_band(multiplicity=2, num_experts=4)
+    6
+    """
+    return check_count(multiplicity, "multiplicity") * (check_count(num_experts, "num_experts") - 1)
+
+
+def sharp_band(multiplicity: int, num_experts: int) -> Fraction:
+    """Claim C4 sharpened: m (E - 1) - (1 - 1/E) tokens is absorbing as well, and no smaller function of m and E is.
+
+    Proof and the instances that attain it for every m and E: docs/claims.md.
+
+    Examples
+    --------
+    >>> sharp_band(multiplicity=1, num_experts=2)
+    Fraction(1, 2)
+    """
+    num_experts = check_count(num_experts, "num_experts")
+    return absorbing_band(multiplicity, num_experts) - 1 + Fraction(1, num_experts)
+
+
+def entry_time(num_experts: int, score_range: float, step_size: float) -> int:
+    """Claim C5 as first stated: from p = 0 the sign rule is in the band from step N0 = ceil((E-1)(rho+2u)/(2u)) on.
+
+    Steps are counted by biases: p_0 = 0 is step 0, p_n is the bias after n updates.
+
+    Examples
+    --------
+    >>> entry_time(num_experts=3, score_range=1.0, step_size=0.25)
+    6
+    """
+    _, steps = _range_and_double_step(score_range, step_size)
+    return math.ceil((check_count(num_experts, "num_experts") - 1) * (steps + 1))
+
+
+def sharp_entry_time(num_experts: int, score_range: float, step_size: float) -> int:
+    """Claim C5 sharpened: floor(E R / 2) steps with R = floor(rho / 2u) + 1; R itself for E <= 3. Proof in
+    docs/claims.md.
+
+    Examples
+    --------
+    >>> sharp_entry_time(num_experts=3, score_range=1.0, step_size=0.25)
+    3
+    >>> sharp_entry_time(num_experts=8, score_range=1.0, step_size=0.25)
+    12
+    """
+    whole, _ = _range_and_double_step(score_range, step_size)
+    reach = whole + 1
+    return reach if check_count(num_experts, "num_experts") <= 3 else num_experts * reach // 2
+
+
+def _range_and_double_step(score_range: float, step_size: float) -> tuple[int, Fraction]:
+    """floor(rho / 2u), and rho / 2u as a rational."""
+    check_number(score_range, "score_range")
+    check_number(step_size, "step_size", positive=True)
+    ratio = Fraction(score_range) / (2 * Fraction(step_size))
+    return math.floor(ratio), ratio
+
+
+def gradient_second_moment(pick_probability_E: ArrayLike, num_tokens: int) -> float:
+    r"""E||g||^2 of claim C9 for g = A/T - K/E, from pi_k = P(k in top-K) of independent tokens.
+
+    .. math:: E\lVert g\rVert^2 = \frac1T\sum_k \pi_k(1-\pi_k) + \lVert \pi - K/E \rVert^2 .
+
+    Examples
+    --------
+    >>> gradient_second_moment([0.5, 0.5], num_tokens=10)  # (K - K^2/E) / T at pi = K/E
+    0.05
+    """
+    pi_E = np.asarray(pick_probability_E, dtype=np.float64)
+    noise = float(pi_E @ (1 - pi_E)) / check_count(num_tokens, "num_tokens")
+    return noise + float(np.sum((pi_E - pi_E.mean()) ** 2))
+
+
+def gradient_second_moment_bound(highest_pick: float, num_experts: int, top_k: int, num_tokens: int) -> float:
+    r"""G^2 of claim C9 wherever no pick probability exceeds `highest_pick`.
+
+    E||g||^2 = (1 - 1/T) ||pi||^2 + K/T - K^2/E, and ||pi||^2 <= max(pi) K.
+
+    Examples
+    --------
+    >>> round(gradient_second_moment_bound(0.5, num_experts=2, top_k=1, num_tokens=10), 12)
+    0.05
+    """
+    largest = (1 - 1 / check_count(num_tokens, "num_tokens")) * min(highest_pick, 1.0) * top_k
+    return largest + top_k / num_tokens - top_k**2 / num_experts
+
+
+def gradient_bound(num_experts: int, top_k: int) -> float:
+    """K - K^2/E, which ||A/T - K/E||^2 never exceeds, whatever the scores: a G^2 that needs no domain.
+
+    Examples
+    --------
+    >>> gradient_bound(num_experts=4, top_k=2)
+    1.0
+    """
+    return top_k - top_k**2 / num_experts
+
+
+def logarithmic_regret(num_steps: int, curvature: float, second_moment: float) -> float:
+    r"""Claim C9: E R_N <= G^2/(2 mu) (1 + ln N) for eta_n = 1/(mu n) with projection onto the domain.
+
+    Parameters
+    ----------
+    num_steps : int
+        N.
+    curvature : float
+        mu > 0: f is mu-strongly convex along the domain (mean-zero biases).
+    second_moment : float
+        G^2, a bound on E||g||^2 on the domain.
+
+    Examples
+    --------
+    >>> logarithmic_regret(1, curvature=0.5, second_moment=1.0)
+    1.0
+    """
+    return second_moment / (2 * check_number(curvature, "curvature", positive=True)) * (1 + math.log(num_steps))
+
+
+def constant_step_gap(distance_squared: float, num_steps: int, step_size: float, second_moment: float) -> float:
+    r"""Claim C10: the mean of f(p_n) - f(p*) over N constant steps eta is at most |p_0-p*|^2/(2 eta N) + eta G^2/2.
+
+    Examples
+    --------
+    >>> constant_step_gap(distance_squared=1.0, num_steps=10, step_size=0.1, second_moment=2.0)
+    0.6
+    """
+    return distance_squared / (2 * step_size * num_steps) + step_size * second_moment / 2
+
+
+class SignRuleLaw(NamedTuple):
+    """What the law of section 6 predicts for the sign rule's steady state under sampling noise."""
+
+    bias_sd: float
+    """Root mean square over experts of the centred bias around p*, score units."""
+    load_sd: float
+    """Root mean square over experts of A_k/T - K/E."""
+    max_vio: float
+    """Expected max_k A_k / L - 1."""
+
+
+def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: ArrayLike) -> SignRuleLaw:
+    r"""The law of the sign rule's steady state under sampling noise (measured, not proved; any u).
+
+    With :math:`\sigma^2 = (K/E)(1-K/E)/T` the variance of one expert's load fraction under a fixed bias, h the modes
+    of the Hessian at p*, and s the standard deviation of a load fraction,
+
+    .. math::
+       s = \tfrac b2 + \sqrt{\tfrac{b^2}4 + \sigma^2},\qquad
+       b = c\,u\,\sqrt{\pi/8}\;\tfrac1E \sum h,\qquad
+       \mathrm{Var}(\text{bias mode } h) = c\,u\,s\,\sqrt{\pi/8}\,/\,h,
+
+    because a Gaussian load surplus of standard deviation s has :math:`E[x\,\mathrm{sign}(g)] =
+    \sqrt{2/\pi}\,h\,E[x^2]/s`, and sign^2 = 1 exactly. Loads sum to K T, so two experts' signs have correlation
+    (2/pi) arcsin(-1/(E-1)), hence :math:`c = 1 + \tfrac2\pi\arcsin\tfrac1{E-1}` on mean-zero directions; where L is
+    whole, an expert is balanced and does not move with probability :math:`1/(\sqrt{2\pi}\,\sigma T)`, which takes
+    that share off c. For small u this is the theory page's section 6, but for c, which it takes as 1.
+
+    Parameters
+    ----------
+    step_size : float
+        u, score units.
+    num_tokens, top_k : int
+        T and K.
+    eigenvalues : array_like, shape (E - 1,)
+        Positive eigenvalues h of the Hessian of f at p*, the gauge's zero left out.
+
+    Examples
+    --------
+    >>> law = sign_rule_law(1e-3, num_tokens=1024, top_k=2, eigenvalues=[0.06] * 7)
+    >>> round(law.load_sd, 4), round(law.max_vio, 3)
+    (0.0135, 0.082)
+    """
+    mode = np.asarray(eigenvalues, dtype=np.float64)
+    if mode.ndim != 1 or len(mode) == 0 or not mode.min() > 0:
+        raise ValueError("eigenvalues must be E - 1 positive numbers: leave out the zero of the gauge")
+    num_experts = len(mode) + 1
+    if check_count(top_k, "top_k") >= num_experts:
+        raise ValueError(f"top_k is {top_k} and there are {num_experts} experts; with K = E nothing is random")
+    share = top_k / num_experts
+    sigma_squared = share * (1 - share) / check_count(num_tokens, "num_tokens")
+    noise = 1 + 2 / math.pi * math.asin(1 / (num_experts - 1))
+    if top_k * num_tokens % num_experts == 0:
+        noise *= max(0.0, 1 - 1 / math.sqrt(2 * math.pi * sigma_squared * num_tokens**2))
+    kick = noise * check_number(step_size, "step_size") * math.sqrt(math.pi / 8)
+    half = kick * float(mode.sum()) / num_experts / 2
+    load_sd = half + math.sqrt(half**2 + sigma_squared)
+    bias_sd = math.sqrt(kick * load_sd * float(np.sum(1 / mode)) / num_experts)
+    excess = load_sd * math.sqrt(num_experts / (num_experts - 1)) * _mean_normal_maximum(num_experts)
+    return SignRuleLaw(bias_sd, load_sd, excess / share)
+
+
+def _mean_normal_maximum(count: int) -> float:
+    """E[max of `count` independent standard normals]."""
+    mean, _ = integrate.quad(lambda x: x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1), -12, 12)
+    return float(mean)

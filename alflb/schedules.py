@@ -48,7 +48,7 @@ class Constant(_StepSize):
 
 @dataclass(frozen=True)
 class Inverse(_StepSize):
-    """c / t: logarithmic regret when c is at least 1 / (2 mu) (claim C9).
+    """c / t: logarithmic regret when c is above 1 / (2 mu) (claim C9).
 
     Examples
     --------

@@ -1,17 +1,15 @@
-"""What a check says, and the instances that checks draw: integers in, integers out, no tolerance."""
+"""What a check says, and the one loop that measures instances against a bound."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
-import numpy as np
+from proofs_check._instances import Instance
 
-from alflb.problem import AssignmentProblem
-
-SCALE = 64
-"""Scores, biases and targets are multiples of 1 / SCALE, so that sums of them are exact in float64."""
+Number = int | float | Fraction
 
 
 @dataclass(frozen=True)
@@ -20,48 +18,42 @@ class Verdict:
 
     claim: str
     kind: str
-    """equality, upper, lower or condition."""
+    """equality, upper, condition, statistical or law."""
     instances: int
-    measured: float
-    """The worst value of what the claim bounds."""
-    bound: float
+    measured: Number
+    """What the claim bounds, at the instance where measured / bound is worst."""
+    bound: Number
     """What the claim allows at that instance."""
     holds: bool
     witness: dict[str, Any] = field(default_factory=dict)
     """A counterexample when it fails; the tightest instance otherwise."""
 
     @property
-    def slack(self) -> float:
+    def slack(self) -> Number:
         """Bound minus measured, at the worst instance."""
         return self.bound - self.measured
 
-
-def random_problems(seed: int, instances: int) -> Iterator[tuple[AssignmentProblem, np.random.Generator]]:
-    """Small problems with many ties: few score levels, repeated rows, duplicated experts, K from 1 to E.
-
-    Targets are whole numbers, so that every quantity is a multiple of 1 / SCALE and comparisons are exact.
-    """
-    rng = np.random.default_rng(seed)
-    for _ in range(instances):
-        num_experts = int(rng.integers(1, 7))
-        top_k = int(rng.integers(1, num_experts + 1))
-        period = num_experts // int(np.gcd(num_experts, top_k))
-        num_tokens = period * int(rng.integers(1, 1 + max(1, 12 // period)))
-        levels = int(rng.choice([1, 2, 4, 16, SCALE]))
-        scores = rng.integers(0, levels + 1, (num_tokens, num_experts))
-        if rng.random() < 0.25:
-            scores[:] = scores[rng.integers(num_tokens, size=num_tokens)]
-        if rng.random() < 0.25:
-            scores = scores[:, rng.integers(num_experts, size=num_experts)]
-        yield AssignmentProblem(scores / SCALE, top_k), rng
+    @property
+    def ratio(self) -> float:
+        """Measured / bound at the worst instance; 1 is tight, above 1 refutes, 0 / 0 counts as 0."""
+        if self.bound == 0:
+            return 0.0 if self.measured <= 0 else float("inf")
+        return float(self.measured / self.bound)
 
 
-def random_bias(num_experts: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A bias on the same grid as the scores."""
-    return rng.integers(-SCALE, SCALE + 1, num_experts) / SCALE
+Measure = Callable[[Instance], tuple[Number, Number]]
+"""(measured, bound) of one instance; the claim is measured <= bound."""
 
 
-def witness(problem: AssignmentProblem, **more: Any) -> dict[str, Any]:
-    """An instance in integers (units of 1 / SCALE), ready to be printed and turned into a test."""
-    vectors = {name: (np.asarray(value) * SCALE).astype(int).tolist() for name, value in more.items()}
-    return {"scores": (problem.scores_TE * SCALE).astype(int).tolist(), "top_k": problem.top_k, **vectors}
+def worst_of(claim: str, kind: str, instances: Iterable[Instance], measure: Measure) -> Verdict:
+    """Hold every instance against its bound, exactly, and keep the worst; stop at the first counterexample."""
+    worst = Verdict(claim, kind, 0, 0, 0, True)
+    count = 0
+    for count, instance in enumerate(instances, start=1):
+        measured, bound = measure(instance)
+        seen = Verdict(claim, kind, count, measured, bound, measured <= bound, instance.as_dict())
+        if not seen.holds:
+            return seen
+        if seen.ratio > worst.ratio or (count == 1):
+            worst = seen
+    return Verdict(claim, kind, count, worst.measured, worst.bound, count > 0, worst.witness)

@@ -16,7 +16,7 @@ LAYERS = [
     ["problem", "registry", "templates"],
     ["schedules", "threads"],
     ["io", "bounds", "kernels"],
-    ["duality", "datasets"],
+    ["duality", "datasets", "population"],
     ["streams", "exact", "observers"],
     ["rules"],
     ["simulation"],
