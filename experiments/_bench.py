@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import statistics
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from alflb.io import provenance, write_text
 from alflb.plotting import CATEGORIES, GREY, MARKERS, new_figure, save_figure, styled
@@ -58,9 +60,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def machine(*packages: str) -> str:
     """Processor, load, Python and versions of alflb's own packages and of these, in one line."""
-    import importlib.metadata
-    import importlib.util
-
     facts = provenance()
     versions = dict(json.loads(facts["versions"]))
     for name in packages:
@@ -96,6 +95,7 @@ def scaling_figure(
             axis.loglog(sizes, seconds, marker=MARKERS[position], color=CATEGORIES[position], label=name)
             position += 1
         axis.set(xlabel=xlabel)
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel(ylabel)
     axes[0].legend(fontsize=7)
     return figure

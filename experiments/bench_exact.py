@@ -140,12 +140,15 @@ def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
 
 def curves(measured: dict[tuple[str, int], Timings]) -> dict[str, tuple[list[float], list[float]]]:
     """Medians against the number of scores: ours for each family, peers and floor for all families together."""
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, dict[int, list[float]]] = {}
     for (family, pairs), timings in measured.items():
         for name, seconds in timings.items():
             label = f"{OURS}, {family}" if name == OURS else name
-            points.setdefault(label, []).append((float(pairs), statistics.median(seconds)))
-    return {label: tuple(map(list, zip(*sorted(values)))) for label, values in points.items()}  # type: ignore[misc]
+            points.setdefault(label, {}).setdefault(pairs, []).append(statistics.median(seconds))
+    return {
+        label: ([float(pairs) for pairs in by_size], [statistics.median(times) for times in by_size.values()])
+        for label, by_size in points.items()
+    }
 
 
 def main() -> None:
