@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,11 +16,18 @@ _PATIENCE = 150
 
 
 def climb(
-    claim: str, measure: Measure, *, seed: int, seconds: float, integral: bool = False, dyadic: bool = False
+    claim: str,
+    measure: Measure,
+    *,
+    seed: int,
+    seconds: float,
+    integral: bool = False,
+    dyadic: bool = False,
+    known: Iterable[Instance] = (),
 ) -> Verdict:
-    """The best instance found in `seconds`, as a verdict; measured > bound would refute the claim."""
+    """The best instance found in `seconds`, climbing from known ones first; measured > bound would refute the claim."""
     rng = np.random.default_rng(seed)
-    starts = draw(seed, 10**9, integral=integral, dyadic=dyadic)
+    starts = itertools.chain(known, draw(seed, 10**9, integral=integral, dyadic=dyadic))
     best = Verdict(claim, "search", 0, 0, 1, True)
     tried, deadline = 0, time.perf_counter() + seconds
     while time.perf_counter() < deadline:
