@@ -236,7 +236,7 @@ class TestInterruptions:
         arguments = command("study", "--smoke", "--out", tmp_path / "r", "--steps", "400")
         cells = tmp_path / "r" / "cells"
         with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-            for _ in range(600):
+            for _ in range(3600):  # compiling for the first time takes a while
                 if cells.exists() and len(list(cells.glob("*.parquet"))) >= 4:
                     break
                 time.sleep(0.05)
