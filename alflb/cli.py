@@ -230,7 +230,7 @@ def solve(
 ) -> None:
     """The exact optimum of balanced top-K assignment, with the certificate that proves it."""
     from alflb.describe import describe_solution
-    from alflb.exact import solve_exact
+    from alflb.exact import recertify, solve_exact
     from alflb.io import require_writable
     from alflb.problem import AssignmentProblem
 
@@ -239,7 +239,7 @@ def solve(
     opened = _open_trace(trace, array, top_k)
     problem = AssignmentProblem(opened.scores_TE, opened.top_k)
     with _spinner(f"solving {problem.num_tokens} x {problem.num_experts}, top-{problem.top_k}"):
-        solution = solve_exact(problem, method=method)
+        solution = recertify(problem, solve_exact(problem, method=method))
     if out_file:
         _save_solution(out_file, solution)
     _print_facts(describe_solution(problem, solution), as_json, "Certified optimum")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from alflb import duality, metrics
 from alflb.datasets import RouterTrace, load_router_trace
-from alflb.exact import AssignmentSolution, solve_exact
+from alflb.exact import AssignmentSolution, recertify, solve_exact
 from alflb.io import Row, write_rows
 from alflb.observers import make_observers
 from alflb.problem import AssignmentProblem, FloatArray, check_count, check_number
@@ -239,7 +239,8 @@ class _Bench:
         return make_stream(source, num_tokens=size.batch_tokens, num_experts=size.num_experts), size.top_k
 
     def _optimum(self, source: str) -> AssignmentSolution:
-        return solve_exact(self.problem(source))
+        problem = self.problem(source)
+        return recertify(problem, solve_exact(problem))
 
     def _run_optimum(self, cell: Cell, advance: Advance) -> Row:
         problem = self.problem(cell["source"])

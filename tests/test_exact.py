@@ -1,5 +1,6 @@
 """The exact optimum: brute force, scipy, and the solvers against each other; and what `certify` refuses."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
 from alflb import duality
-from alflb.exact import SolverError, certify, method_names, solve_exact
+from alflb.exact import SolverError, certify, method_names, recertify, solve_exact
 from alflb.exact._duals import bias_from_plan
 from alflb.problem import AssignmentProblem
 
@@ -159,6 +160,20 @@ def test_certify_refuses_a_bias_that_is_not_optimal():
     problem, solution = solved()
     with pytest.raises(SolverError, match=r"D\(p\) - value"):
         certify(problem, solution.plan, solution.bias_E + np.array([0.5, 0, 0, 0]), method="test")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recertify_measures_what_a_solver_only_says(method):
+    problem = random_problem((64, 8, 2), 3)
+    solution = solve_exact(problem, method=method)
+    measured = recertify(problem, solution)
+    assert measured.dual_value == duality.dual_value(problem, solution.bias_E)
+    assert measured.quantisation == solution.quantisation
+    boasting = dataclasses.replace(solution, bias_E=solution.bias_E + np.arange(8.0), dual_value=solution.value)
+    with pytest.raises(SolverError, match="certified optimum"):
+        recertify(problem, boasting)
+    with pytest.raises(ValueError, match="no plan"):
+        recertify(problem, dataclasses.replace(solution, plan=None))
 
 
 def test_certify_refuses_an_unbalanced_plan():

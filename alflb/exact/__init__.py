@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alflb.exact._facade import method_names, solve_exact
-from alflb.exact._solution import AssignmentSolution, Quantisation, Residuals, SolverError, certify
+from alflb.exact._solution import AssignmentSolution, Quantisation, Residuals, SolverError, certify, recertify
 from alflb.exact.batched import BatchedProblem
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "SolverError",
     "certify",
     "method_names",
+    "recertify",
     "solve_exact",
 ]

@@ -7,6 +7,7 @@ that proves both optimal; nothing the solver says about itself is used.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +113,24 @@ def certify(
     )
     _refuse_unless_optimal(problem, solution)
     return solution
+
+
+def recertify(problem: AssignmentProblem, solution: AssignmentSolution) -> AssignmentSolution:
+    """Measure an in-memory solution anew by `certify`, in float64 and without anything its solver said.
+
+    Our own solver's numbers follow from its integer certificate; these are measured, by other code, on the scores.
+
+    Raises
+    ------
+    SolverError
+        If the plan and the bias do not prove each other optimal.
+    ValueError
+        If the solution has no plan, as those of problems read in batches.
+    """
+    if solution.plan is None:
+        raise ValueError("solution has no plan to certify; problems read in batches carry their own certificate only")
+    measured = certify(problem, solution.plan, solution.bias_E, method=solution.method)
+    return dataclasses.replace(measured, quantisation=solution.quantisation)
 
 
 def _tidy(plan: csr_array, *, integral: bool) -> csr_array:
