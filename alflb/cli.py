@@ -146,10 +146,10 @@ def study(
     require_writable(out_folder)
     with progress_bar() as progress:
         result = run_study(plan, out_folder, progress)
-    with _spinner("drawing figures"):
-        from alflb.report import write_report
+    from alflb.report import write_report  # matplotlib is not needed before
 
-        report = write_report(result)
+    with progress_bar() as progress:
+        report = write_report(result, progress)
     if as_json:
         print(report.as_json())
     else:

@@ -23,6 +23,7 @@ from alflb.checks import Check, run_checks
 from alflb.io import Row, provenance, write_text
 from alflb.problem import AssignmentProblem
 from alflb.study import PORTRAIT_STEP_SIZE, StudyResult
+from alflb.sweep import Progress, Silent
 
 SOURCE_TITLES = {
     "trace": "real trace",
@@ -54,11 +55,14 @@ class Report:
         return json.dumps({"report": str(self.path), "holds": self.holds, "headline": self.headline, "checks": checks})
 
 
-def write_report(result: StudyResult) -> Report:
+def write_report(result: StudyResult, progress: Progress | None = None) -> Report:
     """Draw all figures into ``figures/`` and write ``report.html``; nothing is computed anew."""
-    pictures = {
-        name: plotting.save_figure(draw(result), result.folder / "figures" / name) for name, draw in _FIGURES.items()
-    }
+    progress = progress or Silent()
+    progress.begin("figures", len(_FIGURES))
+    pictures = {}
+    for name, draw in _FIGURES.items():
+        pictures[name] = plotting.save_figure(draw(result), result.folder / "figures" / name)
+        progress.advance(1)
     checks = run_checks(result)
     headline = _headline(result)
     page = _environment().get_template("report.html.j2")
