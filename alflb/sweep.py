@@ -2,7 +2,8 @@
 
 A cell is a plain dict of parameters; running it returns rows. Each finished cell is filed at once, atomically,
 under a digest of its parameters and of this package's source, so a rerun computes exactly what is missing and
-never takes up results of other code.
+never takes up results of other code. Cells run in this process or on any `concurrent.futures.Executor`; only this
+process writes files, and rows are the same, bit for bit, whichever way.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
-from alflb.io import Row, provenance, read_rows, source_digest, write_rows
+from alflb.io import Row, provenance, read_rows, require_writable, source_digest, write_rows
 
 Cell = Mapping[str, Any]
 Advance = Callable[[float], None]
+Measure = Callable[[Cell, Advance], Sequence[Row]]
 
 
 class Progress(Protocol):
@@ -47,11 +50,12 @@ def cell_key(cell: Cell) -> str:
 
 def run_cells(
     cells: Sequence[Cell],
-    run: Callable[[Cell, Advance], Sequence[Row]],
+    run: Measure,
     folder: Path,
     *,
     cost: Callable[[Cell], float],
     progress: Progress,
+    executor: Executor | None = None,
 ) -> list[Row]:
     """Run the cells that are not on file yet and return the rows of all, in the order of `cells`.
 
@@ -60,30 +64,58 @@ def run_cells(
     cells : sequence of mapping
         Parameters, JSON values only.
     run : callable
-        ``run(cell, advance)`` returns the cell's rows and calls ``advance(units)`` as it goes.
+        ``run(cell, advance)`` returns the cell's rows and calls ``advance(units)`` as it goes. For an executor of
+        other processes it must be picklable; progress then moves cell by cell.
     folder : Path
         Finished cells are filed here as ``<key>.parquet``.
     cost : callable
         Units of work in a cell, for the estimated time to go.
     progress : Progress
+    executor : concurrent.futures.Executor, optional
+        Where cells run; in this process, one after the other, by default. The costliest start first.
 
     Returns
     -------
     list of dict
         Each row carries its cell's parameters, then what `run` measured, then the provenance.
     """
-    rows: list[Row] = []
-    for cell in cells:
-        path = folder / f"{cell_key(cell)}.parquet"
-        if path.exists():
-            progress.advance(cost(cell))
-        else:
+    require_writable(folder)
+    paths = [folder / f"{cell_key(cell)}.parquet" for cell in cells]
+    missing = {path: cell for path, cell in zip(paths, cells) if not path.exists()}
+    progress.advance(sum(cost(cell) for path, cell in zip(paths, cells) if path not in missing))
+    if executor is None:
+        for path, cell in missing.items():
             done = _Counter(progress)
-            measured = run(cell, done)
-            write_rows(path, [{**cell, **row, **provenance()} for row in measured])
+            _file(path, cell, run(cell, done))
             progress.advance(cost(cell) - done.units)
-        rows.extend(read_rows(path))
-    return rows
+    else:
+        _run_on(executor, missing, run, cost, progress)
+    return [row for path in paths for row in read_rows(path)]
+
+
+def _run_on(
+    executor: Executor, missing: Mapping[Path, Cell], run: Measure, cost: Callable[[Cell], float], progress: Progress
+) -> None:
+    """Send the missing cells out and file each as it comes back; on any error nothing more is started."""
+    costliest_first = sorted(missing.items(), key=lambda item: -cost(item[1]))
+    pending = {executor.submit(run, cell, _ignore): (path, cell) for path, cell in costliest_first}
+    try:
+        for future in as_completed(pending):
+            path, cell = pending[future]
+            _file(path, cell, future.result())
+            progress.advance(cost(cell))
+    except BaseException:
+        for future in pending:
+            future.cancel()
+        raise
+
+
+def _file(path: Path, cell: Cell, measured: Sequence[Row]) -> None:
+    write_rows(path, [{**cell, **row, **provenance()} for row in measured])
+
+
+def _ignore(units: float) -> None:
+    """Progress inside a cell that runs elsewhere."""
 
 
 class _Counter:

@@ -1,14 +1,18 @@
-"""``python -m experiments list | run NAME | plot NAME``; results go to ``report/NAME/`` unless told otherwise."""
+"""``python -m experiments list | run NAME | plot NAME | report``; results go to ``report/NAME/`` by default."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
+from alflb.cli import out as console
 from alflb.cli import progress_bar, reports_errors
-from experiments import _runner
+from experiments import _pages, _runner
+from experiments._statistics import Finding
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -25,23 +29,57 @@ def show() -> None:
 @app.command()
 @reports_errors
 def run(
-    name: str,
+    names: Annotated[list[str], typer.Argument(help="Names from the list, or 'all'.")],
     out: FolderOption = Path("report"),
     smoke: Annotated[bool, typer.Option(help="The small grid, in seconds.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, seeds 0, 1, ...; default: its own.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that run cells.")] = 1,
 ) -> None:
-    """Run an experiment, or what an interruption left of it, and draw its figure."""
-    _runner.load(name)
-    with progress_bar() as progress:
-        _runner.run(name, out / name, progress, smoke=smoke, seeds=seeds)
-    print(_runner.plot(name, out / name)[0])
+    """Run experiments, or what an interruption left of them; print what they found and draw their figures."""
+    chosen = _runner.experiment_names() if names == ["all"] else names
+    for name in chosen:
+        _runner.load(name)
+    with _runner.workers(jobs) as executor:
+        for name in chosen:
+            with progress_bar() as progress:
+                _runner.run(name, out / name, progress, smoke=smoke, seeds=seeds, executor=executor)
+            _print_findings(name, _runner.findings(name, out / name))
+            if smoke:
+                console.print("(smoke size: it shows that everything runs; its few repetitions judge nothing)")
+            print(_runner.plot(name, out / name)[0])
 
 
 @app.command()
 @reports_errors
 def plot(name: str, out: FolderOption = Path("report")) -> None:
-    """Draw an experiment's figure again from its saved rows."""
-    print(_runner.plot(name, out / name)[0])
+    """Draw an experiment's figure again from its saved rows, and print what they say."""
+    picture, _ = _runner.plot(name, out / name)
+    _print_findings(name, _runner.findings(name, out / name))
+    print(picture)
+
+
+@app.command()
+@reports_errors
+def report(
+    out: FolderOption = Path("report"),
+    pages: Annotated[
+        Path | None, typer.Option(help="Also write the measured tables and figures into the pages of this folder.")
+    ] = None,
+) -> None:
+    """One page, ``experiments.html``, with every experiment that has rows on file."""
+    print(_pages.write_report(out))
+    if pages is not None:
+        for page in _pages.update_pages(out, pages):
+            print(page)
+
+
+def _print_findings(name: str, findings: Sequence[Finding]) -> None:
+    table = Table(title=f"{name}: {_runner.load(name).CLAIM}", title_justify="left")
+    for heading in ("looked at", "expected", "measured [95% interval over seeds]", "borne out"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(finding.statement, finding.expected, finding.measured, _pages.verdict(finding))
+    console.print(table, markup=False)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,45 @@
-"""Discovery and running of experiments: the runner owns seeds, resume, provenance and files.
+"""Discovery and running of experiments: the runner owns seeds, resume, provenance, files, and where cells run.
 
 An experiment is a module of this package with
 
 * ``CLAIM``: what it puts to the test, in one sentence;
 * ``GRID`` and ``SMOKE``: lists of cells (dicts of JSON values), full size and seconds;
+* ``SEEDS``: how many repetitions the full size takes by default;
 * ``run(cell, seed) -> rows``: measure one cell; a row is a flat dict;
-* ``figure(rows) -> Figure``: draw from saved rows only.
+* ``findings(rows) -> [Finding]``: the numbers that bear the claim out or refute it, from saved rows only;
+* ``figure(rows) -> Figure``: drawn from saved rows only;
+* ``cost(cell) -> float``, optional: relative work, for the estimated time to go.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib
+import multiprocessing
+import os
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import experiments
 from alflb import plotting
 from alflb.io import Row, read_rows, write_rows
+from alflb.problem import check_count
 from alflb.registry import unknown_name
-from alflb.sweep import Advance, Progress, run_cells
+from alflb.sweep import Advance, Cell, Progress, run_cells
+from experiments._statistics import Finding
+
+SMOKE_SEEDS = 2
+"""Repetitions at smoke size: the fewest that have an interval."""
+
+_OWN = ("experiment", "code", "seed")
+"""Columns of a cell that the runner adds."""
 
 
 def experiment_names() -> list[str]:
@@ -38,30 +55,108 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"experiments.{name}")
 
 
-def run(name: str, folder: Path, progress: Progress, *, smoke: bool = False, seeds: int = 3) -> list[Row]:
-    """Run the cells of an experiment that are not on file yet, for seeds 0, 1, ..., and write ``rows.parquet``."""
+def cells_of(name: str, *, smoke: bool = False, seeds: int | None = None) -> list[Cell]:
+    """The cells of an experiment, once for each seed 0, 1, ..."""
     module = load(name)
-    code = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()[:16]  # other code, other results
-    cells = [
+    if seeds is None:
+        seeds = SMOKE_SEEDS if smoke else module.SEEDS
+    code = _code_digest(name)
+    return [
         {"experiment": name, "code": code, **cell, "seed": seed}
         for cell in (module.SMOKE if smoke else module.GRID)
-        for seed in range(seeds)
+        for seed in range(check_count(seeds, "seeds"))
     ]
-    progress.begin(name, len(cells))
 
-    def measure(cell: Mapping[str, Any], advance: Advance) -> Sequence[Row]:
-        own = {key: value for key, value in cell.items() if key not in {"experiment", "code", "seed"}}
-        rows: Sequence[Row] = module.run(own, cell["seed"])
-        return rows
 
-    rows = run_cells(cells, measure, folder / "cells", cost=lambda cell: 1.0, progress=progress)
+def run(
+    name: str,
+    folder: Path,
+    progress: Progress,
+    *,
+    smoke: bool = False,
+    seeds: int | None = None,
+    executor: Executor | None = None,
+) -> list[Row]:
+    """Run the cells of an experiment that are not on file yet and write ``rows.parquet``."""
+    cells = cells_of(name, smoke=smoke, seeds=seeds)
+    progress.begin(name, sum(map(_cost, cells)))
+    try:
+        rows = run_cells(cells, _measure, folder / "cells", cost=_cost, progress=progress, executor=executor)
+    except BrokenProcessPool:
+        raise OSError("a worker process died; what was finished is kept, run again to go on") from None
     write_rows(folder / "rows.parquet", rows)
     return rows
 
 
+@contextlib.contextmanager
+def workers(jobs: int) -> Iterator[Executor | None]:
+    """Where cells run: this process for one job, else `jobs` fresh processes with one thread each."""
+    if check_count(jobs, "jobs") == 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_use_one_thread)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def saved_rows(name: str, folder: Path) -> list[Row]:
+    """The rows of the last run, or ValueError if there was none."""
+    path = folder / "rows.parquet"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; run the experiment first: python -m experiments run {name}")
+    return read_rows(path)
+
+
 def plot(name: str, folder: Path) -> tuple[Path, Path]:
     """Draw an experiment's figure from its saved rows; returns the PNG and the SVG."""
-    rows = folder / "rows.parquet"
-    if not rows.exists():
-        raise ValueError(f"{rows} does not exist; run the experiment first: python -m experiments run {name}")
-    return plotting.save_figure(load(name).figure(read_rows(rows)), folder / name)
+    return plotting.save_figure(load(name).figure(saved_rows(name, folder)), folder / name)
+
+
+def findings(name: str, folder: Path) -> Sequence[Finding]:
+    """What an experiment's saved rows say about its claim."""
+    found: Sequence[Finding] = load(name).findings(saved_rows(name, folder))
+    return found
+
+
+def _measure(cell: Cell, advance: Advance) -> Sequence[Row]:
+    module = load(cell["experiment"])
+    rows: Sequence[Row] = module.run({key: value for key, value in cell.items() if key not in _OWN}, cell["seed"])
+    return rows
+
+
+def _cost(cell: Cell) -> float:
+    cost = getattr(load(cell["experiment"]), "cost", None)
+    return float(cost(cell)) if cost else 1.0
+
+
+@cache
+def _code_digest(name: str) -> str:
+    """Digest of an experiment and of the private modules it imports: results of other code are not taken up."""
+    root = Path(experiments.__path__[0])
+    seen: dict[str, bytes] = {}
+    queue = [name]
+    while queue:
+        module = queue.pop()
+        if module not in seen:
+            seen[module] = (root / f"{module}.py").read_bytes()
+            queue.extend(_siblings(seen[module].decode()))
+    digest = hashlib.sha256()
+    for module in sorted(seen):
+        digest.update(module.encode() + b"\0" + seen[module])
+    return digest.hexdigest()[:16]
+
+
+def _siblings(source: str) -> Iterator[str]:
+    """Modules of this package that a source text imports, but for what only words findings."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "experiments":
+            inner = node.module.split(".")[1:]
+            names = inner[:1] if inner else [alias.name for alias in node.names]
+            yield from (other for other in names if other != "_statistics")
+
+
+def _use_one_thread() -> None:
+    """Processes share the cores; the kernels' results do not depend on the number of threads."""
+    os.environ["ALFLB_NUM_THREADS"] = "1"

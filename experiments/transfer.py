@@ -14,6 +14,7 @@ from alflb.plotting import BLUE, RED, new_figure, styled
 from alflb.problem import AssignmentProblem
 from alflb.schedules import LinearDecay
 from alflb.streams import Static
+from experiments._statistics import Finding, mean_interval
 
 CLAIM = "A bias fitted on a piece of real text fails on later text, the more the farther away; shuffled, it carries."
 
@@ -22,6 +23,7 @@ GRID = [
     for order in ("text", "shuffled")
     for distance in (0, 2048, 4096, 6144, 8192, 10240, 12288)
 ]
+SEEDS = 10
 SMOKE = [cell | {"piece": 512, "num_steps": 60} for cell in GRID if cell["distance"] in (0, 2048)]
 
 
@@ -39,6 +41,44 @@ def run(cell: Row, seed: int) -> list[Row]:
     bias_E = simulate(Static(fit_TE), rule, top_k=trace.top_k, num_steps=cell["num_steps"]).bias_NE[-1]
     measured = {"fit": (fit_TE, bias_E), "later": (test_TE, bias_E), "no_bias": (test_TE, np.zeros(len(bias_E)))}
     return [{f"max_vio_{name}": _max_vio(*pair, trace.top_k) for name, pair in measured.items()}]
+
+
+def findings(rows: list[Row]) -> list[Finding]:
+    """MaxVio on the fitted piece, on the next one and on the farthest one, in both orders."""
+    far = max(row["distance"] for row in rows)
+    later = {
+        (order, distance): mean_interval(_column(rows, "max_vio_later", order, distance))
+        for order in ("text", "shuffled")
+        for distance in (0, far)
+    }
+    unbiased = mean_interval(row["max_vio_no_bias"] for row in rows if row["distance"] == 0)
+    return [
+        Finding("the fitted piece itself", "near 0", str(mean_interval(_column(rows, "max_vio_fit", "text", 0))), None),
+        Finding("no bias at all, for comparison", "-", str(unbiased), None),
+        Finding(
+            "the piece right after it, text order against shuffled",
+            "text worse",
+            f"{later['text', 0]} against {later['shuffled', 0]}",
+            later["text", 0].low > later["shuffled", 0].high,
+        ),
+        Finding(
+            f"the piece {far} tokens on against the piece right after, text order",
+            "farther is worse",
+            f"{later['text', far]} against {later['text', 0]}",
+            later["text", far].low > later["text", 0].mean,
+        ),
+        Finding(
+            f"the same, shuffled: the piece {far} tokens on against the piece right after",
+            "distance does not matter",
+            f"{later['shuffled', far]} against {later['shuffled', 0]}",
+            later["shuffled", far].low <= later["shuffled", 0].high
+            and later["shuffled", 0].low <= later["shuffled", far].high,
+        ),
+    ]
+
+
+def _column(rows: list[Row], name: str, order: str, distance: int) -> list[float]:
+    return [row[name] for row in rows if row["order"] == order and row["distance"] == distance]
 
 
 @styled
