@@ -147,10 +147,11 @@ def simulate(
     counter = LoadCounter(kernels, top_k)
     previous: Step | None = None
     static = True
-    sees_scores = isinstance(rule, ScoreRule)
+    score_rule = rule if isinstance(rule, ScoreRule) else None
+    sees_scores = score_rule is not None
     for n, batch in enumerate(_batches(stream, seed, num_steps, as_arrays=bool(observers) or sees_scores)):
-        if isinstance(rule, ScoreRule):
-            bias_NE[n] = rule.route_with(batch, bias_NE[n], target_E, top_k)
+        if score_rule is not None:
+            bias_NE[n] = score_rule.route_with(batch, bias_NE[n], target_E, top_k)
         step = Step(n + 1, batch, top_k, target_E, bias_NE[n], bias_NE[n + 1], kernels)
         same_scores = previous is not None and previous.scores_TE is batch
         static &= same_scores or n == 0

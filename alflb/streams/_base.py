@@ -104,16 +104,21 @@ class DrawnStream(SyntheticStream):
     def draws(self, seed: int) -> Iterator[Draw]:
         """The batches for t = 1, 2, ..., not yet drawn."""
         check_count(seed, "seed", minimum=0)
+        fixed = type(self).offset_at is DrawnStream.offset_at
+        offset_E = self._float32_offset(1)
         for t in itertools.count(1):
-            key = draw_key(self.name, seed, t)
-            with np.errstate(over="ignore"):  # Draw says what is wrong with an infinite offset
-                offset_E = self.offset_at(t).astype(np.float32)
-            yield Draw(self.distribution, key, self.num_tokens, offset_E)
+            if not fixed:
+                offset_E = self._float32_offset(t)
+            yield Draw(self.distribution, draw_key(self.name, seed, t), self.num_tokens, offset_E)
 
     def batches(self, seed: int) -> Iterator[FloatArray]:
         """The same batches as arrays."""
         for draw in self.draws(seed):
             yield draw.scores()
+
+    def _float32_offset(self, t: int) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):  # Draw says what is wrong with an infinite offset
+            return self.offset_at(t).astype(np.float32)
 
     def offset_at(self, t: int) -> NDArray[np.float64]:
         """The offsets in force at step t, shape (E,); by default they never change."""
