@@ -15,6 +15,7 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
@@ -117,7 +118,7 @@ def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title
         LP*, the exact optimum of the same batch.
     """
     figure, (left, right) = new_figure(1, 2, height=3.0)
-    colours = _ramp(len(runs))
+    colours = ramp(len(runs))
     floor = 1e-14 * abs(lp_value)  # a gap of exactly zero has no place on a log axis
     for (step_size, run), colour in zip(sorted(runs.items()), colours):
         steps = np.arange(1, run.num_steps + 1)
@@ -126,8 +127,8 @@ def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title
         right.loglog(steps, np.maximum(metrics.max_vio(run), 1e-5), color=colour)
     left.set(xlabel="step n", ylabel="(D(p$_n$) − LP*) / LP*", title=f"{title}: dual gap")
     right.set(xlabel="step n", ylabel="MaxVio = max load / L − 1", title=f"{title}: violation")
-    _plain_ticks(right)
-    _legend_below(figure, left)
+    plain_ticks(right.yaxis)
+    legend_below(figure, left)
     return figure
 
 
@@ -144,7 +145,7 @@ def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Fig
         Columns ``rule``, ``schedule``, ``step_size``, ``dual_rises``, ``num_steps``: the share of such steps.
     """
     figure, (left, right) = new_figure(1, 2, height=3.1)
-    for (step_size, run), colour in zip(sorted(runs.items()), _ramp(len(runs))):
+    for (step_size, run), colour in zip(sorted(runs.items()), ramp(len(runs))):
         benefit = run.series["benefit"]
         descent = run.series["monotonicity_slack"] + benefit
         steps = np.arange(1, run.num_steps + 1)
@@ -203,7 +204,7 @@ def plot_bias_paths(trajectory: Trajectory, lp_bias_E: ArrayLike | None = None, 
     goal_E = center(lp_bias_E) if lp_bias_E is not None else paths[-1]
     order = np.argsort(goal_E)
     steps = np.arange(1, len(paths) + 1)
-    for expert, colour in zip(order, _ramp(len(order), "coolwarm")):
+    for expert, colour in zip(order, ramp(len(order), "coolwarm")):
         axis.plot(steps, paths[:, expert], color=colour, linewidth=0.8)
     if lp_bias_E is not None:
         end = steps[-1] * 1.02
@@ -244,8 +245,8 @@ def plot_step_sizes(
             axis.axhline(baselines[title], color="black", linewidth=0.8, linestyle=":", label="no bias")
         axis.set(xlabel="step size u (score units)", title=title)
     axes[0].set_ylabel(label)
-    _plain_ticks(axes[0])
-    _legend_below(figure, axes[0])
+    plain_ticks(axes[0].yaxis)
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -274,7 +275,7 @@ def plot_pareto(panels: Mapping[str, Sequence[Row]], *, label: str) -> Figure:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+g} %" if value else "0"))
         axis.set(xlabel="MaxVio, mean of the tail", title=title)
     axes[0].set_ylabel(label)
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -337,7 +338,7 @@ def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Ma
     for (label, run), colour in zip(runs.items(), CATEGORIES):
         violation = np.maximum(metrics.max_vio(run), 1e-4)
         right.semilogy(np.arange(1, run.num_steps + 1), violation, color=colour, linewidth=0.8, label=label)
-    _plain_ticks(right)
+    plain_ticks(right.yaxis)
     right.set(xlabel="step n (one batch each)", ylabel="MaxVio of the batch", title="The same tokens in two orders")
     right.legend()
     return figure
@@ -358,7 +359,7 @@ def new_figure(
     return figure, list(grid.ravel())
 
 
-def _ramp(count: int, name: str = "viridis") -> list[Any]:
+def ramp(count: int, name: str = "viridis") -> list[Any]:
     """Ordered colours, dark to light, without the palest end."""
     colour_map = mpl.colormaps[name]
     return [colour_map(x) for x in np.linspace(0.0, 0.92 if name == "viridis" else 1.0, max(count, 1))]
@@ -378,18 +379,19 @@ def arm_name(row: Row) -> str:
     return f"{rule}, {words.get(row['schedule'], row['schedule'])}"
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
+def legend_below(figure: Figure, axis: Axes, *, columns: int = 7) -> None:
+    """One legend for all axes, under them."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
 
 
-def _plain_ticks(axis: Axes) -> None:
-    """Label a logarithmic y axis 0.01, 0.02, 0.05, 0.1, ... where powers of ten alone would leave it bare."""
-    low, high = axis.get_ylim()
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis 0.01, 0.02, 0.05, 0.1, ... where powers of ten alone would leave it bare."""
+    low, high = axis.get_view_interval()
     subdivisions = (1.0, 2.0, 5.0) if high / max(low, 1e-300) < 1e3 else (1.0,)
-    axis.yaxis.set_major_locator(LogLocator(subs=subdivisions))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=subdivisions))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _short(step_size: float) -> str:

@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         if self.num_seeds == 1:
             return f"{self.mean:.3g} (one seed)"
-        if self.low == self.high:  # nothing random in it
+        if self.high - self.low <= 1e-9 * abs(self.mean):  # nothing random in it
             return f"{self.mean:.4g}"
         digits = max(2, min(8, 2 + math.ceil(-math.log10((self.high - self.low) / max(abs(self.mean), 1e-300)))))
         return f"{self.mean:.{digits}g} [{self.low:.{digits}g}, {self.high:.{digits}g}]"

@@ -15,16 +15,12 @@ BROKEN divides the step size by 50: too small a c, hence a power of N.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from alflb import bounds
 from alflb.population import GumbelTopOne, gumbel_pick_range
-from alflb.rules import DirectionRule, State, make_rule
+from alflb.rules import Projected, make_rule
 from alflb.schedules import Inverse
 from alflb.simulation import simulate
 from alflb.streams import make_stream
@@ -36,27 +32,6 @@ TITLE = "logarithmic regret"
 NUM_STEPS = 200
 NUM_TOKENS = 16
 RADIUS = 0.6
-
-FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Projected(DirectionRule):
-    """The proportional rule followed by projection onto {mean 0, |p| <= radius}: the domain of the claim."""
-
-    radius: float = math.inf
-
-    def direction(self, load_E: NDArray[np.int64], target_E: FloatArray) -> FloatArray:
-        """The proportional rule's."""
-        return make_rule("proportional", 1.0).direction(load_E, target_E)  # type: ignore[attr-defined]
-
-    def update(
-        self, bias_E: FloatArray, load_E: NDArray[np.int64], target_E: FloatArray, t: int, state: State
-    ) -> tuple[FloatArray, State]:
-        """A proportional step, centred and pulled back into the ball."""
-        moved_E, state = super().update(bias_E, load_E, target_E, t, state)
-        moved_E = moved_E - moved_E.mean()
-        return moved_E * min(1.0, self.radius / max(float(np.linalg.norm(moved_E)), 1e-300)), state
 
 
 def check(seed: int = 0, instances: int = 24) -> Verdict:
@@ -93,7 +68,7 @@ def _regret(offsets: tuple[float, ...], seed: int, runs: int, *, slow_down: floa
     second_moment = bounds.gradient_second_moment_bound(most, num_experts, 1, NUM_TOKENS)
     start_E = -RADIUS * optimum_E / np.linalg.norm(optimum_E)  # on the far side of the ball
     # eta = u E / K, so eta_n = 1 / (mu n) is the schedule u_n = K / (E mu n).
-    rule = Projected(Inverse(1.0 / (slow_down * num_experts * least)), radius=RADIUS)
+    rule = Projected(make_rule("proportional", Inverse(1.0 / (slow_down * num_experts * least))), radius=RADIUS)
     stream = make_stream("gumbel", num_tokens=NUM_TOKENS, num_experts=num_experts, offsets=offsets)
     regret = []
     for repetition in range(runs):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from alflb.rules import make_rule
+from alflb.rules import Projected, make_rule
 from alflb.schedules import InverseSqrt
 
 TARGET = np.array([4.0, 4.0, 4.0])
@@ -35,3 +35,10 @@ def test_recentred_sign():
 def test_proportional():
     # (target - load) / 4: (-1, 0, 1), then (-1/2, 1/4, 1/4)
     assert path(make_rule("proportional", 0.5)) == [[-0.5, 0.0, 0.5], [-0.75, 0.125, 0.625], [-0.75, 0.125, 0.625]]
+
+
+def test_projected():
+    # step 1: (-4, 0, 4) has norm 4 sqrt(2), pulled back to norm sqrt(2). Step 2: (-1, 0, 1) + 4 (-1, 1, 1) =
+    # (-5, 4, 5) has mean 4/3: (-19, 8, 11)/3, norm sqrt(546)/3. Step 3: nothing moves.
+    end = [-19 * (2 / 546) ** 0.5, 8 * (2 / 546) ** 0.5, 11 * (2 / 546) ** 0.5]
+    np.testing.assert_allclose(path(Projected(make_rule("sign", 4.0), 2**0.5)), [[-1, 0, 1], end, end], atol=1e-14)

@@ -6,11 +6,12 @@ from typing import Any
 
 from alflb.registry import import_siblings
 from alflb.rules._base import RULES, DirectionRule, Rule, ScoreRule, State
+from alflb.rules.projected import Projected
 from alflb.schedules import Schedule
 
 import_siblings(__name__, __path__)
 
-__all__ = ["DirectionRule", "Rule", "ScoreRule", "State", "make_rule", "rule_names"]
+__all__ = ["DirectionRule", "Projected", "Rule", "ScoreRule", "State", "make_rule", "rule_names"]
 
 
 def rule_names() -> list[str]:
