@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import integrate, stats
+from numpy.typing import ArrayLike, NDArray
+from scipy import integrate, optimize, special, stats
 
 from alflb.problem import check_count, check_number, check_scores
+from alflb.registry import unknown_name
 
 
 def gap_bound(violation_l1: float, bias_spread: float, score_range: float) -> float:
@@ -269,25 +271,211 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     >>> round(law.load_sd, 4), round(law.max_vio, 3)
     (0.0135, 0.082)
     """
+    still = tracking_cost("sign", step_size, TargetMotion(), num_tokens, top_k, eigenvalues)
+    return SignRuleLaw(still.bias_sd, still.load_sd, still.max_vio)
+
+
+class TargetMotion(NamedTuple):
+    """How the optimal bias p* of a stream moves from batch to batch, and how noisy its batches are."""
+
+    speed: float = 0.0
+    """Steady motion: root mean square over experts of the change of the centred p* in a step, score units."""
+    diffusion: float = 0.0
+    """Random walk: variance per expert of that change, score units squared; independent from step to step."""
+    overdispersion: float = 1.0
+    """Variance of an expert's load in a batch over that of T independent tokens: texts make it larger than 1."""
+
+
+class TrackingCost(NamedTuple):
+    """What a rule costs in its steady state while it follows a moving p*."""
+
+    regret: float
+    """Expected f_t(p_t) - f_t(p*_t), score units per token, to second order in p_t - p*_t."""
+    bias_sd: float
+    """Root mean square over experts of the centred p_t - p*_t, the lag included, score units."""
+    load_sd: float
+    """Root mean square over experts of A_k/T - K/E."""
+    max_vio: float
+    """Expected max_k A_k / L - 1."""
+
+
+TRACKING_RULES = ("proportional", "sign")
+"""Rules that `tracking_cost` knows."""
+
+
+def tracking_cost(
+    rule: str, step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike
+) -> TrackingCost:
+    r"""Lag and noise of a rule with a constant step that follows a moving p* (measured, not proved).
+
+    With :math:`\sigma^2 = o (K/E)(1-K/E)/T` (o the overdispersion), speed v, diffusion q and the E - 1 modes h of the
+    Hessian, all modes moving alike (:math:`v_m^2 = v^2 E/(E-1)`, :math:`q_m = q E/(E-1)`), and the step as gradient
+    descent on load fractions, :math:`\eta = u E/K` for the proportional rule:
+
+    .. math::
+       \mathrm{lag}_m = \frac{v_m}{\eta h},\qquad
+       \mathrm{Var}_m = \frac{q_m + \eta^2 \sigma^2 E/(E-1)}{\eta h (2 - \eta h)},\qquad
+       \mathrm{regret} = \tfrac12 \sum_m h (\mathrm{Var}_m + \mathrm{lag}_m^2).
+
+    For the sign rule, with c and s as in `sign_rule_law`,
+
+    .. math::
+       h\,\mathrm{lag} = s\sqrt2\,\mathrm{erf}^{-1}(v/u),\qquad
+       \mathrm{Var}_m = \frac{(c u^2 + q_m)\, s \sqrt{\pi/8}}{u h},\qquad
+       s^2 = \sigma^2 + \tfrac1E \sum_m h^2 \mathrm{Var}_m,
+
+    so it follows at most at u a step. The derivation is in docs/experiments/tracking.md.
+
+    Parameters
+    ----------
+    rule : {"sign", "proportional"}
+    step_size : float
+        u >= 0, score units per step.
+    motion : TargetMotion
+    num_tokens, top_k : int
+        T and K.
+    eigenvalues : array_like, shape (E - 1,)
+        Positive eigenvalues h of the Hessian of f at p*, the gauge's zero left out.
+
+    Returns
+    -------
+    TrackingCost
+        All infinite where the rule cannot follow: sign with u <= v, proportional with eta h >= 2, or u = 0 and a
+        p* that moves.
+
+    Raises
+    ------
+    ValueError
+        For an unknown rule, eigenvalues that are not positive, K >= E, or negative numbers.
+
+    Examples
+    --------
+    >>> cost = tracking_cost("sign", 1e-3, TargetMotion(speed=1e-4), 1024, 2, [0.06] * 7)
+    >>> round(cost.load_sd, 4), round(cost.max_vio, 3)
+    (0.0137, 0.083)
+    >>> tracking_cost("sign", 1e-4, TargetMotion(speed=1e-3), 1024, 2, [0.06] * 7).regret
+    inf
+    """
     mode = np.asarray(eigenvalues, dtype=np.float64)
     if mode.ndim != 1 or len(mode) == 0 or not mode.min() > 0:
         raise ValueError("eigenvalues must be E - 1 positive numbers: leave out the zero of the gauge")
     num_experts = len(mode) + 1
     if check_count(top_k, "top_k") >= num_experts:
         raise ValueError(f"top_k is {top_k} and there are {num_experts} experts; with K = E nothing is random")
+    check_count(num_tokens, "num_tokens")
+    check_number(step_size, "step_size")
+    for name, value in motion._asdict().items():
+        check_number(value, name, positive=name == "overdispersion")
+    if rule not in TRACKING_RULES:
+        raise unknown_name("rule", rule, TRACKING_RULES)
     share = top_k / num_experts
-    sigma_squared = share * (1 - share) / check_count(num_tokens, "num_tokens")
-    noise = 1 + 2 / math.pi * math.asin(1 / (num_experts - 1))
-    if top_k * num_tokens % num_experts == 0:
-        noise *= max(0.0, 1 - 1 / math.sqrt(2 * math.pi * sigma_squared * num_tokens**2))
-    kick = noise * check_number(step_size, "step_size") * math.sqrt(math.pi / 8)
+    noise_sd = math.sqrt(motion.overdispersion * share * (1 - share) / num_tokens)
+    if step_size == 0 and motion.speed == motion.diffusion == 0:
+        variance_M, load_sd, lag = np.zeros_like(mode), noise_sd, 0.0
+    elif step_size == 0 or (rule == "sign" and step_size <= motion.speed):
+        return TrackingCost(math.inf, math.inf, math.inf, math.inf)
+    elif rule == "sign":
+        moving = _signs_that_move(noise_sd, num_tokens, num_experts, top_k)
+        variance_M, load_sd = _sign_noise(step_size, motion, noise_sd, moving, mode)
+        lag = load_sd * math.sqrt(2) * float(special.erfinv(motion.speed / step_size))
+    else:
+        gain = step_size / share
+        if gain * float(mode.max()) >= 2:
+            return TrackingCost(math.inf, math.inf, math.inf, math.inf)
+        variance_M, load_sd = _proportional_noise(gain, motion, noise_sd, mode)
+        lag = motion.speed / gain
+    # Every mode lags alike in load, so in bias by 1/h of that.
+    square_M = variance_M + lag**2 * num_experts / (num_experts - 1) / mode**2
+    total_sd = math.hypot(load_sd, lag)
+    excess = total_sd * math.sqrt(num_experts / (num_experts - 1)) * _mean_normal_maximum(num_experts)
+    bias_sd = math.sqrt(float(square_M.sum()) / num_experts)
+    return TrackingCost(0.5 * float(mode @ square_M), bias_sd, total_sd, excess / share)
+
+
+def best_tracking_step(
+    rule: str, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike, *, measure: str = "regret"
+) -> float:
+    r"""The step size that costs least while p* moves: the bottom of the U of `tracking_cost`.
+
+    While the noise of the bias adds little to that of the loads (s near sigma) and :math:`\eta h \ll 1`, a steadily
+    moving p* asks for
+
+    .. math::
+       u^3_{\mathrm{sign}} = \frac{\sqrt{8\pi}\,\sigma v^2}{c\,\bar h}\frac{E}{E-1},\qquad
+       \eta^3_{\mathrm{prop}} = \frac{4 v^2}{\sigma^2 \bar h},
+
+    :math:`\bar h` the harmonic mean of the modes, and a random walk for :math:`u^2 = q_m/c` and
+    :math:`\eta^2 = q/\sigma^2`. This function minimises the full formula.
+
+    Parameters
+    ----------
+    rule, motion, num_tokens, top_k, eigenvalues
+        As `tracking_cost` takes them; p* must move.
+    measure : {"regret", "bias_sd", "load_sd", "max_vio"}
+        What to make least.
+
+    Returns
+    -------
+    float
+        u, score units per step.
+
+    Examples
+    --------
+    >>> u = best_tracking_step("proportional", TargetMotion(speed=1e-3), 1000, 1, [0.1] * 9)
+    >>> eta = u * 10
+    >>> round(eta, 2), round((4 * 1e-3**2 / (0.09 / 1000 * 0.1)) ** (1 / 3), 2)
+    (0.74, 0.76)
+    """
+    if measure not in TrackingCost._fields:
+        raise unknown_name("measure", measure, TrackingCost._fields)
+    if motion.speed == motion.diffusion == 0:
+        raise ValueError("motion has speed 0 and diffusion 0; where p* stands still the best constant step is 0")
+
+    def logarithm(log_step: float) -> float:
+        cost = tracking_cost(rule, math.exp(log_step), motion, num_tokens, top_k, eigenvalues)
+        return min(math.log(getattr(cost, measure)), 1e3)
+
+    # A coarse scan first: where the cost is infinite a minimiser has nothing to go by.
+    start = math.log(motion.speed + math.sqrt(motion.diffusion))
+    scan = start + np.linspace(-12.0, 12.0, 97)
+    lowest = int(np.argmin([logarithm(x) for x in scan]))
+    found = optimize.minimize_scalar(
+        logarithm, bounds=(scan[max(lowest - 1, 0)], scan[min(lowest + 1, 96)]), method="bounded"
+    )
+    return math.exp(float(found.x))
+
+
+def _signs_that_move(noise_sd: float, num_tokens: int, num_experts: int, top_k: int) -> float:
+    """c: variance of a mean-zero combination of the signs, of unit length."""
+    correlated = 1 + 2 / math.pi * math.asin(1 / (num_experts - 1))
+    if top_k * num_tokens % num_experts:
+        return correlated
+    return correlated * max(0.0, 1 - 1 / (math.sqrt(2 * math.pi) * noise_sd * num_tokens))
+
+
+def _sign_noise(
+    step_size: float, motion: TargetMotion, noise_sd: float, moving: float, mode: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Variance of each bias mode and standard deviation of a load fraction, sign rule."""
+    num_experts = len(mode) + 1
+    walk = motion.diffusion * num_experts / (num_experts - 1)
+    kick = (moving * step_size + walk / step_size) * math.sqrt(math.pi / 8)
     half = kick * float(mode.sum()) / num_experts / 2
-    load_sd = half + math.sqrt(half**2 + sigma_squared)
-    bias_sd = math.sqrt(kick * load_sd * float(np.sum(1 / mode)) / num_experts)
-    excess = load_sd * math.sqrt(num_experts / (num_experts - 1)) * _mean_normal_maximum(num_experts)
-    return SignRuleLaw(bias_sd, load_sd, excess / share)
+    load_sd = half + math.sqrt(half**2 + noise_sd**2)
+    return kick * load_sd / mode, load_sd
 
 
+def _proportional_noise(
+    gain: float, motion: TargetMotion, noise_sd: float, mode: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """The same for the proportional rule."""
+    num_experts = len(mode) + 1
+    kick = (motion.diffusion + (gain * noise_sd) ** 2) * num_experts / (num_experts - 1)
+    variance_M = kick / (gain * mode * (2 - gain * mode))
+    return variance_M, math.sqrt(noise_sd**2 + float(mode**2 @ variance_M) / num_experts)
+
+
+@lru_cache
 def _mean_normal_maximum(count: int) -> float:
     """E[max of `count` independent standard normals]."""
     mean, _ = integrate.quad(lambda x: x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1), -12, 12)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alflb import bounds
-from alflb.problem import check_bias, check_count, check_number, check_top_k
+from alflb.problem import check_bias, check_count, check_number, check_scores, check_top_k
 
 FloatArray = NDArray[np.float64]
 
@@ -386,6 +386,93 @@ class GumbelTopOne(Population):
     def first_guess(self) -> FloatArray:
         """p* = mean(a) - a, the optimum itself."""
         return self.offset_E.mean() - self.offset_E
+
+
+class SampledScores(Population):
+    r"""The population that a sample of scores stands for: any dependence between experts, real routers included.
+
+    Value and pick probabilities are means over the sample. The tie density of experts k and j is the share of tokens
+    whose K-th and (K+1)-th best experts are k and j, in either order, with a margin below delta, divided by 2 delta:
+    a box kernel of half width delta, whose error is of order delta^2 and 1 / sqrt(tokens within it).
+
+    Parameters
+    ----------
+    scores : array_like, shape (T, E)
+        Finite scores of T tokens; the more, the better the curvatures.
+    top_k : int
+        K < E.
+    window : float
+        Share of the tokens that count as close to the boundary; delta is that quantile of their margins.
+
+    Raises
+    ------
+    ValueError
+        For bad scores, K = E, or a window outside 0..1; when the Hessian is asked for, if so many tokens tie at the
+        boundary that the window is empty.
+
+    Examples
+    --------
+    >>> from scipy import stats
+    >>> sample = stats.logistic().rvs((200_000, 4), random_state=0)
+    >>> exact = IndependentScores(stats.logistic(), top_k=2, offsets=np.zeros(4)).curvatures(np.zeros(4))
+    >>> estimate = SampledScores(sample, top_k=2).curvatures(np.zeros(4))
+    >>> bool(np.allclose(estimate, exact, rtol=0.05))
+    True
+    """
+
+    def __init__(self, scores: ArrayLike, top_k: int, *, window: float = 0.1) -> None:
+        self.scores_TE = check_scores(scores)
+        if not np.isfinite(self.scores_TE).all():
+            raise ValueError("scores hold -inf; a population needs finite scores")
+        self.top_k = check_top_k(top_k, self.scores_TE.shape[1])
+        if self.top_k == self.num_experts:
+            raise ValueError(f"top_k is {top_k}, all experts; nothing depends on the bias then")
+        if not 0 < window <= 1:
+            raise ValueError(f"window is {window}; pass a share of the tokens above 0 and at most 1")
+        self.window = window
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return int(self.scores_TE.shape[1])
+
+    def value(self, bias: ArrayLike) -> float:
+        """f(p)."""
+        bias_E = check_bias(bias, self.num_experts)
+        cut = self.num_experts - self.top_k
+        top_TK = np.partition(self.scores_TE + bias_E, cut, axis=1)[:, cut:]
+        return float(top_TK.sum() / len(top_TK) - self.top_k * bias_E.mean())
+
+    def pick_probability(self, bias: ArrayLike) -> FloatArray:
+        """pi(p)."""
+        cut = self.num_experts - self.top_k
+        biased_TE = self.scores_TE + check_bias(bias, self.num_experts)
+        picked_TK = np.argpartition(biased_TE, cut, axis=1)[:, cut:]
+        return np.bincount(picked_TK.ravel(), minlength=self.num_experts) / len(biased_TE)
+
+    def tie_density(self, bias: ArrayLike) -> FloatArray:
+        """c(p)."""
+        biased_TE = self.scores_TE + check_bias(bias, self.num_experts)
+        cut = self.num_experts - self.top_k
+        order_TE = np.argpartition(biased_TE, (cut - 1, cut), axis=1)
+        last_in, first_out = order_TE[:, cut], order_TE[:, cut - 1]
+        token = np.arange(len(biased_TE))
+        margin_T = biased_TE[token, last_in] - biased_TE[token, first_out]
+        delta = float(np.quantile(margin_T, self.window))
+        if delta == 0:
+            raise ValueError(
+                f"scores: {self.window:.0%} of the tokens or more tie at the top-K boundary; pass finer scores or a "
+                "wider window"
+            )
+        close_T = margin_T <= delta
+        count_EE = np.zeros((self.num_experts, self.num_experts))
+        np.add.at(count_EE, (last_in[close_T], first_out[close_T]), 1.0)
+        return (count_EE + count_EE.T) / (2 * delta * len(biased_TE))
+
+    def first_guess(self) -> FloatArray:
+        """Minus the (1 - K/E) quantile of each expert's scores."""
+        bar_E = np.quantile(self.scores_TE, 1 - self.top_k / self.num_experts, axis=0)
+        return np.asarray(bar_E.mean() - bar_E, dtype=np.float64)
 
 
 def gumbel_pick_range(offsets: ArrayLike, radius: float) -> tuple[float, float]:
