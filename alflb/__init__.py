@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from alflb.duality import gap_certificate as gap_certificate
     from alflb.duality import step_certificate as step_certificate
     from alflb.exact import AssignmentSolution as AssignmentSolution
+    from alflb.exact import BatchedProblem as BatchedProblem
+    from alflb.exact import StreamingSolution as StreamingSolution
     from alflb.exact import solve_exact as solve_exact
+    from alflb.exact import solve_streaming as solve_streaming
     from alflb.metrics import find_cycle as find_cycle
     from alflb.metrics import max_vio as max_vio
     from alflb.metrics import max_vio_global as max_vio_global
@@ -46,11 +49,13 @@ __version__ = "0.1.0"
 _HOME = {
     "AssignmentProblem": "problem",
     "AssignmentSolution": "exact",
+    "BatchedProblem": "exact",
     "GumbelTopOne": "population",
     "IndependentScores": "population",
     "LoadTrace": "datasets",
     "RouterTrace": "datasets",
     "Static": "streams",
+    "StreamingSolution": "exact",
     "Trajectory": "simulation",
     "center": "duality",
     "dual_value": "duality",
@@ -70,6 +75,7 @@ _HOME = {
     "settling_time": "metrics",
     "simulate": "simulation",
     "solve_exact": "exact",
+    "solve_streaming": "exact",
     "step_certificate": "duality",
     "stream_names": "streams",
     "summary": "metrics",

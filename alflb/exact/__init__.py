@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alflb.exact._facade import method_names, solve_exact
+from alflb.exact._pooled import StreamingSolution, solve_streaming
 from alflb.exact._solution import AssignmentSolution, Quantisation, Residuals, SolverError, certify, recertify
 from alflb.exact.batched import BatchedProblem
 
@@ -12,8 +13,10 @@ __all__ = [
     "Quantisation",
     "Residuals",
     "SolverError",
+    "StreamingSolution",
     "certify",
     "method_names",
     "recertify",
     "solve_exact",
+    "solve_streaming",
 ]
