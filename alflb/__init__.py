@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from alflb.population import GumbelTopOne as GumbelTopOne
     from alflb.population import IndependentScores as IndependentScores
     from alflb.problem import AssignmentProblem as AssignmentProblem
+    from alflb.routing import route as route
     from alflb.rules import make_rule as make_rule
     from alflb.rules import rule_names as rule_names
     from alflb.schedules import make_schedule as make_schedule
@@ -70,6 +71,7 @@ _HOME = {
     "max_vio_global": "metrics",
     "open_scores": "datasets",
     "read_trace": "datasets",
+    "route": "routing",
     "rule_names": "rules",
     "schedule_names": "schedules",
     "settling_time": "metrics",

@@ -16,7 +16,7 @@ LAYERS = [
     ["problem", "registry", "templates"],
     ["schedules", "threads"],
     ["io", "bounds", "kernels"],
-    ["duality", "datasets", "population"],
+    ["duality", "datasets", "population", "routing"],
     ["streams", "exact", "observers"],
     ["rules"],
     ["simulation"],

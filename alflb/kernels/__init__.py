@@ -9,6 +9,13 @@ The contract:
 * ``dual_sum`` is the sum of all picked biased scores, accumulated in float64. Its value may differ
   between backends by rounding, never between thread counts or runs.
 
+Group-limited routing (`Kernels.allocate_in_groups`) is the same operation on scores in which the pairs outside each
+token's best groups are forbidden, -inf:
+
+* the experts form `n_group` groups of equal size, neighbours together;
+* a group's score is the sum of its two largest biased scores, added in the scores' own dtype;
+* each token keeps the `topk_group` groups with the largest scores, ties to the lowest group index.
+
 Kernels trust their input; scores are checked once where they enter (`alflb.problem.check_scores`).
 """
 
@@ -49,6 +56,11 @@ class Kernels(Protocol):
         self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int
     ) -> tuple[Allocation, NDArray[np.float64]]:
         """The allocation, and each token's K-th minus (K+1)-th biased score (NaN if both are -inf)."""
+
+    def allocate_in_groups(
+        self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int, n_group: int, topk_group: int
+    ) -> Allocation:
+        """Choose top_k experts for each token, from its topk_group best groups of experts."""
 
     def drawn_loads(self, draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
         """``loads(draw.scores(), bias_E, top_k)``, bit for bit, with no need to store the scores."""

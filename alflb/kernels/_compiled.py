@@ -23,7 +23,7 @@ Everything that calls another compiled function stands in this one file, because
 changed file only for the function it looks up, not for the functions which that one calls.
 
 Suffixes besides T, E, K: P experts padded to whole words and groups, G groups, L lanes, W words of 64
-experts, C candidates.
+experts, C candidates, N nodes, S experts of one node.
 """
 
 from __future__ import annotations
@@ -94,6 +94,15 @@ def make_scratch(bias_P: NDArray[Any], top_k: int, groups: int) -> Scratch:
     )
 
 
+class NodeScratch(NamedTuple):
+    """Working memory of one thread for group-limited routing. Its groups of experts are called nodes in this file."""
+
+    score_N: NDArray[Any]
+    """Sum of the two largest biased scores of each node."""
+    is_open_N: NDArray[np.bool_]
+    """Whether the current token may use a node."""
+
+
 # ------------------------------------------------------------------------------------- chunks and blocks
 
 
@@ -138,6 +147,67 @@ def _copy_rows(scores, start, rows, num_experts, stride, tile):
         tile_E = tile[row * stride : row * stride + num_experts]
         for k in range(num_experts):
             tile_E[k] = scores_E[k]
+
+
+@_jit
+def route_chunks_in_nodes(
+    scores, bias_P, top_k, groups, topk_group, experts_TK, first, last, load_CE, dual_C, scratch, node_scratch
+):
+    """`route_chunks` with each token kept to its best nodes: the scores of the others are not copied."""
+    num_experts = load_CE.shape[1]
+    num_tokens = scores.size // num_experts
+    lanes, stride = scratch.sum_L.size, bias_P.size
+    for chunk in range(first, last):
+        scratch.load_P[:] = 0
+        end = min((chunk + 1) * CHUNK, num_tokens)
+        for token in range(chunk * CHUNK, end, lanes):
+            rows = min(lanes, end - token)
+            for row in range(rows):
+                score_E = scores[(token + row) * num_experts :][:num_experts]
+                tile_E = scratch.tile[row * stride :][:num_experts]
+                _open_best_nodes(score_E, bias_P, topk_group, node_scratch)
+                _copy_open_nodes(score_E, node_scratch.is_open_N, tile_E)
+            dual_C[chunk] += _route_block(scratch.tile, 0, rows, bias_P, top_k, groups, experts_TK, token, scratch)
+        for k in range(num_experts):
+            load_CE[chunk, k] = scratch.load_P[k]
+
+
+@_jit_inline
+def _open_best_nodes(score_E, bias_P, topk_group, node_scratch):
+    """Open the nodes whose two largest biased scores have the largest sums, the lowest index first among equals."""
+    score_N, is_open_N = node_scratch.score_N, node_scratch.is_open_N
+    size = score_E.size // score_N.size
+    for node in range(score_N.size):
+        # Both start from a score, not from -inf, which would make them float64.
+        best = score_E[node * size] + bias_P[node * size]
+        second = score_E[node * size + 1] + bias_P[node * size + 1]
+        if second > best:
+            best, second = second, best
+        for k in range(node * size + 2, (node + 1) * size):
+            value = score_E[k] + bias_P[k]
+            lower = best if value > best else value
+            best = value if value > best else best
+            second = lower if lower > second else second
+        score_N[node] = best + second
+        is_open_N[node] = False
+    for _ in range(topk_group):
+        opening = -1
+        for node in range(score_N.size):
+            if not is_open_N[node] and (opening < 0 or score_N[node] > score_N[opening]):
+                opening = node
+        is_open_N[opening] = True
+
+
+@_jit_inline
+def _copy_open_nodes(score_E, is_open_N, tile_E):
+    size = score_E.size // is_open_N.size
+    for node in range(is_open_N.size):
+        score_S, tile_S = score_E[node * size :][:size], tile_E[node * size :][:size]
+        if is_open_N[node]:
+            for k in range(size):
+                tile_S[k] = score_S[k]
+        else:
+            tile_S[:] = -np.inf
 
 
 @_jit

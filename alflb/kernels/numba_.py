@@ -26,9 +26,11 @@ from alflb.kernels._compiled import (
     REGISTER_BYTES,
     WORD,
     DrawSource,
+    NodeScratch,
     draw_rows,
     make_scratch,
     route_chunks,
+    route_chunks_in_nodes,
     route_drawn_chunks,
 )
 from alflb.kernels.draws import DISTRIBUTIONS, Draw
@@ -46,6 +48,24 @@ def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocatio
     experts_TK = np.empty((scores_TE.shape[0], top_k), dtype=np.int32)
     load_E, dual_sum = _route(scores_TE, bias_E, top_k, experts_TK)
     return Allocation(experts_TK, load_E, dual_sum)
+
+
+def allocate_in_groups(
+    scores_TE: FloatArray, bias_E: FloatArray, top_k: int, n_group: int, topk_group: int
+) -> Allocation:
+    """Top-K of scores + bias from each token's best groups of experts; all ties to the lowest index."""
+    experts_TK = np.empty((scores_TE.shape[0], top_k), dtype=np.int32)
+    bias_P, groups = _prepare(bias_E, scores_TE.dtype, top_k)
+    scores = scores_TE.reshape(-1)
+
+    def work(first: int, last: int, load_CE: NDArray[np.int64], dual_C: NDArray[np.float64]) -> None:
+        scratch = make_scratch(bias_P, top_k, groups)
+        nodes = NodeScratch(np.empty(n_group, dtype=scores.dtype), np.empty(n_group, dtype=np.bool_))
+        route_chunks_in_nodes(
+            scores, bias_P, top_k, groups, topk_group, experts_TK, first, last, load_CE, dual_C, scratch, nodes
+        )
+
+    return Allocation(experts_TK, *_count_chunks(work, *scores_TE.shape))
 
 
 def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:

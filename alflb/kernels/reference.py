@@ -20,6 +20,21 @@ def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocatio
     return Allocation(experts_TK, load_E, float(dual_sum))
 
 
+def allocate_in_groups(
+    scores_TE: FloatArray, bias_E: FloatArray, top_k: int, n_group: int, topk_group: int
+) -> Allocation:
+    """Top-K of scores + bias from each token's best groups of experts; all ties to the lowest index."""
+    num_tokens, num_experts = scores_TE.shape
+    biased_TGS = (scores_TE + bias_E.astype(scores_TE.dtype)).reshape(num_tokens, n_group, num_experts // n_group)
+    best_two_TG2 = np.sort(biased_TGS, axis=2)[:, :, -2:]
+    group_score_TG = best_two_TG2[:, :, 0] + best_two_TG2[:, :, 1]
+    best_first_TG = np.argsort(-group_score_TG, axis=1, kind="stable")
+    is_kept_TG = np.zeros((num_tokens, n_group), dtype=bool)
+    np.put_along_axis(is_kept_TG, best_first_TG[:, :topk_group], True, axis=1)
+    is_kept_TE = np.repeat(is_kept_TG, num_experts // n_group, axis=1)
+    return allocate(np.where(is_kept_TE, scores_TE, scores_TE.dtype.type(-np.inf)), bias_E, top_k)
+
+
 def loads(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.int64], float]:
     """Loads and dual sum of the same allocation."""
     _, load_E, dual_sum = allocate(scores_TE, bias_E, top_k)

@@ -1,0 +1,22 @@
+"""The page of the comparison names the versions these tests run against."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from _extras import require
+
+PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
+PACKAGES = {
+    "megatron-core": "megatron.core",
+    "torchtitan": "torchtitan",
+    "ai2-olmo-core": "olmo_core",
+    "transformers": "transformers",
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_page_is_about_the_installed_version(package):
+    require(PACKAGES[package])
+    heading = f"## {package} {version(package)}"
+    assert heading in PAGE.read_text(), f"docs/parity.md lacks {heading!r}; compare again and bring the page up to date"
