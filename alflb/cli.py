@@ -54,6 +54,10 @@ Exit codes: 0 ok, 1 a check failed, 2 bad input, 130 interrupted.""",
 TraceArgument = Annotated[
     Path | None, typer.Argument(help="Trace file. Default: the real router trace that ships with alflb.")
 ]
+JobsOption = Annotated[int, typer.Option(min=1, help="Run cells in so many processes (extra: cluster).")]
+SchedulerOption = Annotated[
+    str | None, typer.Option(help="Run cells on this Dask cluster, e.g. tcp://host:8786 (extra: cluster).")
+]
 ArrayOption = Annotated[str | None, typer.Option(help="Which array of a foreign .npz holds the scores.")]
 TopKOption = Annotated[
     int | None, typer.Option(help="Experts per token. Default: what the trace says; 8 for synthetic streams.")
@@ -126,12 +130,15 @@ def study(
     steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of the defaults.")] = None,
     seed: SeedOption = 0,
     smoke: Annotated[bool, typer.Option(help="Tiny sizes: every path in seconds, numbers without meaning.")] = False,
+    jobs: JobsOption = 1,
+    scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Trace and synthetic streams x rules x step sizes, against the exact optimum: leaves a report.
 
     An interrupted study goes on where it stopped when the same command is given again.
     """
+    from alflb.cluster import open_executor
     from alflb.io import require_writable
     from alflb.study import DEFAULT_ARMS, DEFAULT_STEP_SIZES, FULL, SMOKE, Study, run_study
 
@@ -144,8 +151,8 @@ def study(
         seed=seed,
     )
     require_writable(out_folder)
-    with progress_bar() as progress:
-        result = run_study(plan, out_folder, progress)
+    with open_executor(jobs, scheduler, err.print) as executor, progress_bar() as progress:
+        result = run_study(plan, out_folder, progress, executor=executor)
     from alflb.report import write_report  # matplotlib is not needed before
 
     with progress_bar() as progress:

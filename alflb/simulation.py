@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -47,6 +48,11 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one ``.npz``, atomically."""
+        with atomic_write(path) as file:
+            file.write(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes: the same bytes for the same run."""
         arrays: dict[str, NDArray[Any]] = {
             "bias": self.bias_NE,
             "load": self.load_NE,
@@ -54,8 +60,9 @@ class Trajectory:
             "meta": np.array(json.dumps(dict(self.meta), sort_keys=True)),
             **{f"series/{name}": values for name, values in self.series.items()},
         }
-        with atomic_write(path) as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        return content.getvalue()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:

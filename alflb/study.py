@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from alflb.schedules import make_schedule
 from alflb.simulation import Trajectory, simulate
 from alflb.streams import Static, Stream, make_stream
 from alflb.streams.trace import TraceReplay
-from alflb.sweep import Advance, Cell, Progress, Silent, cell_key, run_cells
+from alflb.sweep import Advance, Cell, Outcome, Progress, Silent, cell_key, run_cells
 
 DEFAULT_STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DEFAULT_ARMS = (
@@ -139,13 +140,15 @@ class StudyResult:
         return self.select(kind="optimum", source=source)[0]
 
 
-def run_study(study: Study, folder: Path, progress: Progress | None = None) -> StudyResult:
-    """Run what is missing, write ``rows.parquet``, return everything the report needs."""
+def run_study(
+    study: Study, folder: Path, progress: Progress | None = None, *, executor: Executor | None = None
+) -> StudyResult:
+    """Run what is missing, here or on an executor, write ``rows.parquet``, return everything the report needs."""
     progress = progress or Silent()
     cells = list(study_cells(study))
-    bench = _Bench(study, folder / "cells")
+    bench = _Bench(study)
     progress.begin("study", sum(bench.cost(cell) for cell in cells))
-    rows = run_cells(cells, bench.run, folder / "cells", cost=bench.cost, progress=progress)
+    rows = run_cells(cells, bench.run, folder / "cells", cost=bench.cost, progress=progress, executor=executor)
     write_rows(folder / "rows.parquet", rows)
     return StudyResult(study, rows, folder)
 
@@ -197,14 +200,17 @@ def _stream_sources() -> tuple[str, ...]:
 class _Bench:
     """Runs the cells of one study; remembers the problems and optima that cells share."""
 
-    def __init__(self, study: Study, folder: Path) -> None:
+    def __init__(self, study: Study) -> None:
         self.study = study
-        self.folder = folder
         self.problem = cache(self._problem)
         self.optimum = cache(self._optimum)
 
-    def run(self, cell: Cell, advance: Advance) -> list[Row]:
-        return [getattr(self, f"_run_{cell['kind']}")(cell, advance)]
+    def __reduce__(self) -> tuple[type[_Bench], tuple[Study]]:
+        return _Bench, (self.study,)  # what was remembered stays behind
+
+    def run(self, cell: Cell, advance: Advance) -> Outcome:
+        outcome: Outcome = getattr(self, f"_run_{cell['kind']}")(cell, advance)
+        return outcome
 
     def cost(self, cell: Cell) -> float:
         """Units of work: routed scores, an exact solve counted as 300 passes over its batch."""
@@ -242,12 +248,12 @@ class _Bench:
         problem = self.problem(source)
         return recertify(problem, solve_exact(problem))
 
-    def _run_optimum(self, cell: Cell, advance: Advance) -> Row:
+    def _run_optimum(self, cell: Cell, advance: Advance) -> Outcome:
         problem = self.problem(cell["source"])
         solution = self.optimum(cell["source"])
         greedy = duality.allocate(problem, np.zeros(problem.num_experts))
         balanced = duality.allocate(problem, solution.bias_E)
-        return {
+        row = {
             **_shape(problem),
             "score_range": problem.score_range,
             "method": solution.method,
@@ -262,16 +268,17 @@ class _Bench:
             "greedy_max_vio": float(greedy.load_E.max() / problem.target_load - 1.0),
             "topk_at_lp_bias_max_vio": float(balanced.load_E.max() / problem.target_load - 1.0),
         }
+        return Outcome([row])
 
-    def _run_static(self, cell: Cell, advance: Advance) -> Row:
+    def _run_static(self, cell: Cell, advance: Advance) -> Outcome:
         problem = self.problem(cell["source"])
         trajectory = self._simulate(cell, Static(problem.scores_TE), problem.top_k, advance)
         series = trajectory.series
         slack = series["monotonicity_slack"]
         cycle = metrics.find_cycle(trajectory)
-        return {
+        row = {
             **_shape(problem),
-            **self._file(cell, trajectory),
+            **_quoted(cell, trajectory),
             "dual_value_final": float(series["dual_value"][-1]),
             "dual_value_best": float(series["dual_value"].min()),
             "affinity_final": float(series["affinity"][-1]),
@@ -280,6 +287,7 @@ class _Bench:
             "cycle_period": cycle.period if cycle else None,
             **self._certificates(problem, trajectory, cell["source"]),
         }
+        return _with_run(row, trajectory)
 
     def _certificates(self, problem: AssignmentProblem, trajectory: Trajectory, source: str) -> Row:
         """C1, C2, weak duality and C6 along a run, recomputed in plain numpy, independently of the kernels."""
@@ -300,18 +308,19 @@ class _Bench:
             "affinity_loss_bound_n": [gap.affinity_loss_bound for gap in gaps],
         }
 
-    def _run_stream(self, cell: Cell, advance: Advance) -> Row:
+    def _run_stream(self, cell: Cell, advance: Advance) -> Outcome:
         stream, top_k = self._stream(cell["source"])
         trajectory = self._simulate(cell, stream, top_k, advance)
-        return {
+        row = {
             "num_tokens": stream.num_tokens,
             "num_experts": stream.num_experts,
             "top_k": top_k,
-            **self._file(cell, trajectory),
+            **_quoted(cell, trajectory),
             "affinity_tail": _tail_mean(trajectory.series["affinity"]),
         }
+        return _with_run(row, trajectory)
 
-    def _run_split(self, cell: Cell, advance: Advance) -> Row:
+    def _run_split(self, cell: Cell, advance: Advance) -> Outcome:
         """Fit the bias on one half of the tokens by the annealed sign loop, then route the other half with it."""
         scores_TE, top_k = self.study.trace_scores(), self.study.trace.top_k
         order = np.arange(len(scores_TE))
@@ -331,13 +340,14 @@ class _Bench:
         held_out = AssignmentProblem(scores_TE[test_T], top_k)
         load_E = duality.allocate(held_out, bias_E).load_E
         unbiased_E = duality.allocate(held_out, np.zeros(len(bias_E))).load_E
-        return {
+        row = {
             **_shape(held_out),
             "max_vio_fit": float(metrics.max_vio(trajectory)[-1]),
             "max_vio_held_out": float(load_E.max() / held_out.target_load - 1.0),
             "max_vio_held_out_unbiased": float(unbiased_E.max() / held_out.target_load - 1.0),
             "held_out_load_E": load_E.tolist(),
         }
+        return Outcome([row])
 
     def _simulate(self, cell: Cell, stream: Stream, top_k: int, advance: Advance) -> Trajectory:
         schedule = make_schedule(cell["schedule"], cell["step_size"], cell["num_steps"])
@@ -354,11 +364,15 @@ class _Bench:
             on_step=lambda t: advance(units),
         )
 
-    def _file(self, cell: Cell, trajectory: Trajectory) -> Row:
-        """Save the run beside the rows and return what is quoted of it."""
-        key = cell_key(cell)
-        trajectory.save(self.folder / f"{key}.npz")
-        return {"run": key, **metrics.summary(trajectory, tail=tail_steps(trajectory.num_steps))}
+
+def _quoted(cell: Cell, trajectory: Trajectory) -> Row:
+    """What is quoted of a run, and the name it is kept under."""
+    return {"run": cell_key(cell), **metrics.summary(trajectory, tail=tail_steps(trajectory.num_steps))}
+
+
+def _with_run(row: Row, trajectory: Trajectory) -> Outcome:
+    """A row, and the run itself as a file beside it."""
+    return Outcome([row], {f"{row['run']}.npz": trajectory.to_bytes()})
 
 
 def tail_steps(num_steps: int) -> int:

@@ -11,15 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import CancelledError, Executor, as_completed
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from alflb.io import Row, provenance, read_rows, require_writable, source_digest, write_rows
+from alflb.io import Row, atomic_write, provenance, read_rows, require_writable, source_digest, write_rows
 
 Cell = Mapping[str, Any]
 Advance = Callable[[float], None]
-Measure = Callable[[Cell, Advance], Sequence[Row]]
+
+
+class Outcome(NamedTuple):
+    """What a cell leaves behind."""
+
+    rows: Sequence[Row]
+    files: Mapping[str, bytes] = {}
+    """Whole files to keep beside the rows, by name: the cell may run where our folder is not."""
+
+
+Measure = Callable[[Cell, Advance], Outcome]
 
 
 class Progress(Protocol):
@@ -64,7 +74,7 @@ def run_cells(
     cells : sequence of mapping
         Parameters, JSON values only.
     run : callable
-        ``run(cell, advance)`` returns the cell's rows and calls ``advance(units)`` as it goes. For an executor of
+        ``run(cell, advance)`` returns the cell's outcome and calls ``advance(units)`` as it goes. For an executor of
         other processes it must be picklable; progress then moves cell by cell.
     folder : Path
         Finished cells are filed here as ``<key>.parquet``.
@@ -72,12 +82,18 @@ def run_cells(
         Units of work in a cell, for the estimated time to go.
     progress : Progress
     executor : concurrent.futures.Executor, optional
-        Where cells run; in this process, one after the other, by default. The costliest start first.
+        Where cells run (`alflb.cluster.open_executor`); in this process, one after the other, by default. The
+        costliest start first. Where they run there must be this very source of the package.
 
     Returns
     -------
     list of dict
         Each row carries its cell's parameters, then what `run` measured, then the provenance.
+
+    Raises
+    ------
+    OSError
+        If the executor is lost on the way. What was finished is on file.
     """
     require_writable(folder)
     paths = [folder / f"{cell_key(cell)}.parquet" for cell in cells]
@@ -98,20 +114,41 @@ def _run_on(
 ) -> None:
     """Send the missing cells out and file each as it comes back; on any error nothing more is started."""
     costliest_first = sorted(missing.items(), key=lambda item: -cost(item[1]))
-    pending = {executor.submit(run, cell, _ignore): (path, cell) for path, cell in costliest_first}
+    digest = source_digest()
+    pending = {executor.submit(_run_there, run, cell, digest): (path, cell) for path, cell in costliest_first}
     try:
         for future in as_completed(pending):
             path, cell = pending[future]
             _file(path, cell, future.result())
             progress.advance(cost(cell))
-    except BaseException:
+    except CancelledError:
+        raise OSError(0, "the cluster was lost; what was finished is kept, run again to go on", "scheduler") from None
+    except RuntimeError as error:
+        if not str(error).startswith("Error during deserialization"):
+            raise
+        raise ValueError(
+            "a worker could not load a cell; install there what is installed here, alflb included"
+        ) from None
+    finally:
         for future in pending:
             future.cancel()
-        raise
 
 
-def _file(path: Path, cell: Cell, measured: Sequence[Row]) -> None:
-    write_rows(path, [{**cell, **row, **provenance()} for row in measured])
+def _run_there(run: Measure, cell: Cell, digest: str) -> Outcome:
+    """Run a cell in another process, if that has the same source as the process that asks."""
+    if source_digest() != digest:
+        raise ValueError(
+            f"a worker runs alflb of source {source_digest()}, this process {digest}; install the same version on both"
+        )
+    return run(cell, _ignore)
+
+
+def _file(path: Path, cell: Cell, outcome: Outcome) -> None:
+    """Keep a finished cell: its rows last, since they are what says that it is finished."""
+    for name, content in outcome.files.items():
+        with atomic_write(path.parent / name) as file:
+            file.write(content)
+    write_rows(path, [{**cell, **row, **provenance()} for row in outcome.rows])
 
 
 def _ignore(units: float) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from alflb.cli import JobsOption, SchedulerOption, err, progress_bar, reports_errors
 from alflb.cli import out as console
-from alflb.cli import progress_bar, reports_errors
+from alflb.cluster import open_executor
 from experiments import _pages, _runner
 from experiments._statistics import Finding
 
@@ -33,13 +34,14 @@ def run(
     out: FolderOption = Path("report"),
     smoke: Annotated[bool, typer.Option(help="The small grid, in seconds.")] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, seeds 0, 1, ...; default: its own.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that run cells.")] = 1,
+    jobs: JobsOption = 1,
+    scheduler: SchedulerOption = None,
 ) -> None:
     """Run experiments, or what an interruption left of them; print what they found and draw their figures."""
     chosen = _runner.experiment_names() if names == ["all"] else names
     for name in chosen:
         _runner.load(name)
-    with _runner.workers(jobs) as executor:
+    with open_executor(jobs, scheduler, err.print) as executor:
         for name in chosen:
             with progress_bar() as progress:
                 _runner.run(name, out / name, progress, smoke=smoke, seeds=seeds, executor=executor)

@@ -14,15 +14,11 @@ An experiment is a module of this package with
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import importlib
-import multiprocessing
-import os
 import pkgutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +28,7 @@ from alflb import plotting
 from alflb.io import Row, read_rows, write_rows
 from alflb.problem import check_count
 from alflb.registry import unknown_name
-from alflb.sweep import Advance, Cell, Progress, run_cells
+from alflb.sweep import Advance, Cell, Outcome, Progress, run_cells
 from experiments._statistics import Finding
 
 SMOKE_SEEDS = 2
@@ -80,25 +76,9 @@ def run(
     """Run the cells of an experiment that are not on file yet and write ``rows.parquet``."""
     cells = cells_of(name, smoke=smoke, seeds=seeds)
     progress.begin(name, sum(map(_cost, cells)))
-    try:
-        rows = run_cells(cells, _measure, folder / "cells", cost=_cost, progress=progress, executor=executor)
-    except BrokenProcessPool:
-        raise OSError("a worker process died; what was finished is kept, run again to go on") from None
+    rows = run_cells(cells, _measure, folder / "cells", cost=_cost, progress=progress, executor=executor)
     write_rows(folder / "rows.parquet", rows)
     return rows
-
-
-@contextlib.contextmanager
-def workers(jobs: int) -> Iterator[Executor | None]:
-    """Where cells run: this process for one job, else `jobs` fresh processes with one thread each."""
-    if check_count(jobs, "jobs") == 1:
-        yield None
-        return
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_use_one_thread)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def saved_rows(name: str, folder: Path) -> list[Row]:
@@ -120,10 +100,12 @@ def findings(name: str, folder: Path) -> Sequence[Finding]:
     return found
 
 
-def _measure(cell: Cell, advance: Advance) -> Sequence[Row]:
-    module = load(cell["experiment"])
-    rows: Sequence[Row] = module.run({key: value for key, value in cell.items() if key not in _OWN}, cell["seed"])
-    return rows
+def _measure(cell: Cell, advance: Advance) -> Outcome:
+    name = cell["experiment"]
+    if _code_digest(name) != cell["code"]:
+        raise ValueError(f"a worker has another version of experiment {name}; give it the same checkout")
+    module = load(name)
+    return Outcome(module.run({key: value for key, value in cell.items() if key not in _OWN}, cell["seed"]))
 
 
 def _cost(cell: Cell) -> float:
@@ -155,8 +137,3 @@ def _siblings(source: str) -> Iterator[str]:
             inner = node.module.split(".")[1:]
             names = inner[:1] if inner else [alias.name for alias in node.names]
             yield from (other for other in names if other != "_statistics")
-
-
-def _use_one_thread() -> None:
-    """Processes share the cores; the kernels' results do not depend on the number of threads."""
-    os.environ["ALFLB_NUM_THREADS"] = "1"

@@ -20,7 +20,7 @@ LAYERS = [
     ["streams", "exact", "observers"],
     ["rules"],
     ["simulation"],
-    ["metrics", "describe", "sweep"],
+    ["metrics", "describe", "sweep", "cluster"],
     ["plotting", "study"],
     ["checks"],
     ["report"],
@@ -36,6 +36,7 @@ FENCES = {
     "ortools": ("exact/_flow_worker.py",),
     "matplotlib": ("plotting.py", "report.py"),
     "pyarrow": ("io.py",),
+    "distributed": ("cluster.py",),
     "typer": ("cli.py",),
     "rich": ("cli.py",),
 }

@@ -1,6 +1,5 @@
 """Every experiment runs at smoke size, draws from its saved rows, resumes, and says what it puts to the test."""
 
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -64,22 +63,6 @@ def test_text_transfers_worse_than_shuffled_text(tmp_path):
 def read_after_run(name, folder):
     _runner.run(name, folder, Silent(), smoke=True, seeds=2)
     return read_rows(folder / "rows.parquet")
-
-
-def test_rows_are_the_same_from_other_processes(tmp_path):
-    with _runner.workers(2) as executor:
-        there = _runner.run("transfer", tmp_path / "there", Silent(), smoke=True, executor=executor)
-    assert _runner.run("transfer", tmp_path / "here", Silent(), smoke=True) == there
-    assert (tmp_path / "here" / "rows.parquet").read_bytes() == (tmp_path / "there" / "rows.parquet").read_bytes()
-
-
-def test_a_worker_that_dies_loses_only_its_own_cell(tmp_path, monkeypatch):
-    def gone(cells, run, folder, **rest):
-        raise BrokenProcessPool
-
-    monkeypatch.setattr(_runner, "run_cells", gone)
-    with pytest.raises(OSError, match="run again to go on"):
-        _runner.run("transfer", tmp_path, Silent(), smoke=True)
 
 
 def test_report_and_pages(tmp_path):

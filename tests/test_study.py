@@ -10,7 +10,7 @@ from alflb import io, report
 from alflb.checks import run_checks
 from alflb.datasets import RouterTrace
 from alflb.study import SMOKE, Study, run_study, study_cells
-from alflb.sweep import cell_key, run_cells
+from alflb.sweep import Outcome, cell_key, run_cells
 
 ARMS = [("sign", "constant"), ("proportional", "inverse_sqrt")]
 
@@ -71,7 +71,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
             raise KeyboardInterrupt
         ran.append(cell["k"])
         advance(0.5)
-        return [{"square": cell["k"] ** 2}]
+        return Outcome([{"square": cell["k"] ** 2}], {f"{cell['k']}.txt": b"kept"})
 
     class Progress:
         done = 0.0
@@ -84,7 +84,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
     cells = [{"k": k} for k in range(4)]
     with pytest.raises(KeyboardInterrupt):
         run_cells(cells, run, tmp_path, cost=lambda cell: 1.0, progress=Progress())
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".parquet"] * 2
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".parquet"] * 2 + [".txt"] * 2
     progress = Progress()
     ran.append("second call")
     rows = run_cells(cells, run, tmp_path, cost=lambda cell: 1.0, progress=progress)
