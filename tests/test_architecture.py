@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
     ["problem", "registry", "templates"],
-    ["schedules", "threads"],
+    ["schedules", "threads", "precision"],
     ["io", "bounds", "kernels"],
     ["duality", "datasets", "population", "routing"],
     ["streams", "exact", "observers"],

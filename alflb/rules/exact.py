@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from alflb.exact import solve_exact
 from alflb.problem import AssignmentProblem, FloatArray
-from alflb.rules._base import RULES, State
+from alflb.rules._base import RULES, PerBatchRule
 
 
 @RULES.register("exact")
 @dataclass(frozen=True)
-class Exact:
+class Exact(PerBatchRule):
     """The upper reference for all rules: balance up to ties, at the affinity of the LP optimum, batch by batch.
 
     It sees the scores of a batch before routing it, which no rule in training can, and has no step size. Each
@@ -30,23 +30,8 @@ class Exact:
     [[1, 1]]
     """
 
-    def init(self, num_experts: int) -> State:
-        """No memory but the bias."""
-        return ()
-
     def route_with(
         self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
     ) -> NDArray[np.float64]:
         """The optimal bias of this batch."""
         return solve_exact(AssignmentProblem(scores_TE, top_k, target_E), bias_init=bias_E).bias_E
-
-    def update(
-        self,
-        bias_E: NDArray[np.float64],
-        load_E: NDArray[np.int64],
-        target_E: NDArray[np.float64],
-        t: int,
-        state: State,
-    ) -> tuple[NDArray[np.float64], State]:
-        """Keep the bias: it is where the next batch starts from."""
-        return bias_E, state

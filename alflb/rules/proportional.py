@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, DirectionRule
+from alflb.rules._base import RULES, DirectionRule, relative_shortfall
 
 
 @RULES.register("proportional")
@@ -20,7 +20,7 @@ class Proportional(DirectionRule):
     eta = u E / K.
 
     Source: the proportional variant of Wang et al., arXiv 2408.15664, who list u = 1e-4 ... 1e-2 without a unit
-    for the load; the normalisation here is ours.
+    for the load; the normalisation here is ours. Written on load fractions, b += u' (1/E - f), it is u' = u E.
 
     Examples
     --------
@@ -31,4 +31,4 @@ class Proportional(DirectionRule):
 
     def direction(self, load_E: NDArray[np.int64], target_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """(target - load) / mean target."""
-        return (target_E - load_E) / target_E.mean()
+        return relative_shortfall(load_E, target_E)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from alflb.registry import import_siblings
@@ -27,10 +28,9 @@ def make_stream(name: str, **parameters: Any) -> Stream:
     8
     """
     cls: Any = STREAMS.get(name)
-    unknown = sorted(set(parameters) - set(cls.__dataclass_fields__))
+    known = [field.name for field in fields(cls)]
+    unknown = sorted(set(parameters) - set(known))
     if unknown:
-        raise ValueError(
-            f"stream {name!r} has no parameter {unknown[0]!r}; it has {', '.join(cls.__dataclass_fields__)}"
-        )
+        raise ValueError(f"stream {name!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
     stream: Stream = cls(**parameters)
     return stream

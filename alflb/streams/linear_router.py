@@ -56,14 +56,15 @@ class LinearRouter(SyntheticStream):
         """Batches for t = 1, 2, ... without end."""
         check_count(seed, "seed", minimum=0)
         for t in itertools.count(1):
-            yield self._batch(seeded(self.name, seed, t))
+            rng = seeded(self.name, seed, t)
+            z_TH = rng.standard_normal((self.num_tokens, self.hidden_dim))
+            if self.num_topics > 1:
+                z_TH += self._topic_means()[rng.integers(self.num_topics, size=self.num_tokens)]
+            yield self._scores(z_TH)
 
-    def _batch(self, rng: np.random.Generator) -> FloatArray:
-        z_TH = rng.standard_normal((self.num_tokens, self.hidden_dim))
-        if self.num_topics > 1:
-            z_TH += self._topic_means()[rng.integers(self.num_topics, size=self.num_tokens)]
+    def _scores(self, z_TH: NDArray[np.float64]) -> FloatArray:
         logits_TE = z_TH @ self._weights() + self.offset_E()
-        return _sigmoid(logits_TE) if self.score_function == "sigmoid" else _softmax(logits_TE)
+        return sigmoid(logits_TE) if self.score_function == "sigmoid" else _softmax(logits_TE)
 
     def _weights(self) -> NDArray[np.float64]:
         weights = self.population_rng(1).standard_normal((self.hidden_dim, self.num_experts))
@@ -73,8 +74,9 @@ class LinearRouter(SyntheticStream):
         return self.topic_scale * self.population_rng(2).standard_normal((self.num_topics, self.hidden_dim))
 
 
-def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # no overflow for large negative logits
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-x)), without overflow for large negative logits."""
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

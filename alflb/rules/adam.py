@@ -1,0 +1,24 @@
+"""The Adam-like rule: the RMS rule with momentum, b1 = 0.6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alflb.rules._base import RULES
+from alflb.rules.rms import Rms
+
+
+@RULES.register("adam")
+@dataclass(frozen=True)
+class Adam(Rms):
+    """`Rms` with b1 = 0.6 in place of 0; nothing moves at exact balance once the momentum has faded.
+
+    Source: listed in rules.md with these constants and no paper.
+
+    Examples
+    --------
+    >>> Adam().beta1, Adam().beta2
+    (0.6, 0.9)
+    """
+
+    beta1: float = 0.6

@@ -1,0 +1,56 @@
+"""Damped dual ascent: the proportional rule with a bias that leaks away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.rules._base import RULES, ScheduledRule, State, check_fraction, relative_shortfall
+
+
+@RULES.register("damped")
+@dataclass(frozen=True)
+class Damped(ScheduledRule):
+    """b = (1 - d) b + u e, with e = (target - load) / mean target.
+
+    Parameters
+    ----------
+    schedule : float or Schedule
+        u, score units per step.
+    damping : float
+        d, 0 <= d < 1. No value is known to us; 1e-3 is ours. With d = 0 it is the proportional rule.
+
+    Notes
+    -----
+    **It does not rest at exact balance**: there the bias shrinks by a factor 1 - d. It rests where e = d b / u, so
+    an expert that needs the bias b* keeps a load about d b* / u mean loads off target. What it buys is that the bias
+    cannot run away and that an old mistake fades: it is the gradient step on D(p) + d |p|^2 / (2 eps), eps as in C1.
+
+    Source: "One Must Imagine Experts Happy", known to us by title and formula only (rules.md).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rule = Damped(0.5, damping=0.25)
+    >>> rule.update(np.array([1.0, -1.0]), np.array([3, 1]), np.full(2, 2.0), 1, ())[0].tolist()
+    [0.5, -0.5]
+    """
+
+    damping: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction(self.damping, "damping")
+
+    def update(
+        self,
+        bias_E: NDArray[np.float64],
+        load_E: NDArray[np.int64],
+        target_E: NDArray[np.float64],
+        t: int,
+        state: State,
+    ) -> tuple[NDArray[np.float64], State]:
+        """A proportional step from the shrunken bias."""
+        return (1.0 - self.damping) * bias_E + self.step_size(t) * relative_shortfall(load_E, target_E), state

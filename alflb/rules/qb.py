@@ -1,0 +1,59 @@
+"""Quantile balancing: the bias of the next batch is the quantile that would have balanced this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb.problem import FloatArray, check_count
+from alflb.rules._base import RULES, AfterBatchRule
+from alflb.rules._quantiles import centred, quantile_bias
+
+
+@RULES.register("qb")
+@dataclass(frozen=True)
+class QuantileBalancing(AfterBatchRule):
+    """alpha_i = (K+1)-th largest of s_i + b; bhat_j = -[(q+1)-th largest of s_j - alpha]; b = bhat - mean bhat.
+
+    q is the target load; for a fractional one its whole part counts. The scores of a batch set the bias of the
+    **next** one. There is no step size.
+
+    Parameters
+    ----------
+    rounds : int
+        R, rounds on each batch: 1 online (in use), more to work on a fixed set of scores ("offline").
+
+    Notes
+    -----
+    Each round is block descent on the dual, so D never rises on the batch it is made from (`rules/_quantiles.py`), and
+    nothing limits how far a bias moves. **Rounds need not reach the minimum**: the dual has kinks, at which both
+    halves of a round can stand still above it (three tokens and three experts are enough, tests/test_quantiles.py).
+    An exponential average of the biases is `damped_qb` with gain 1 - beta. At
+    exact balance with no ties at the top-K boundary the bias may still move, but no token does, and a second update
+    moves nothing: chosen pairs stay above alpha_i and the others rise to it at most.
+
+    Source: Su, kexue.fm 11619; Kimi K3; Megatron-LM and torchtitan have it. Formula from rules.md. In Megatron-LM the
+    quantities are averaged over micro-batches before they are used, which is not the quantile of the whole batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scores_TE = np.array([[0.75, 0.25], [0.75, 0.5]])
+    >>> QuantileBalancing().learn_from(scores_TE, np.zeros(2), np.ones(2), top_k=1).tolist()
+    [-0.125, 0.125]
+    """
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        check_count(self.rounds, "rounds")
+
+    def learn_from(
+        self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
+    ) -> NDArray[np.float64]:
+        """The centred quantiles after R rounds."""
+        for _ in range(self.rounds):
+            bias_E = quantile_bias(scores_TE, bias_E, target_E, top_k)
+        return centred(bias_E)
