@@ -37,7 +37,7 @@ def _arms() -> list[Row]:
 
 
 GRID = [
-    {"source": source, **arm, "num_tokens": 2048, "num_steps": 1000}
+    {"source": source, **arm, "num_tokens": 1024, "num_steps": 500}
     for source in ("trace", "uniform")
     for arm in _arms()
 ]

@@ -19,7 +19,7 @@ LAYERS = [
     ["duality", "datasets", "population", "routing"],
     ["streams", "exact", "observers"],
     ["rules"],
-    ["simulation"],
+    ["simulation", "training"],
     ["metrics", "describe", "sweep", "cluster"],
     ["plotting", "study"],
     ["checks"],
@@ -31,6 +31,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FENCES = {
     "numba": ("kernels/", "exact/"),
     "torch": ("kernels/torch_.py", "training/"),
+    "transformers": ("training/trainer.py",),
     "cvxpy": ("exact/cvxpy_.py",),
     "highspy": ("exact/highs.py",),
     "ortools": ("exact/_flow_worker.py",),

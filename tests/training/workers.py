@@ -1,0 +1,171 @@
+"""What the child processes of the tests do: ranks of a process group, and a training run that gets killed.
+
+The children are forked from a server that has imported this module, so what takes seconds to import is imported here.
+"""
+
+import os
+import time
+from datetime import timedelta
+
+import numpy as np
+
+from alflb.io import atomic_write
+from tests._extras import require
+from tests.training.models import bias_tensors, make_model, text_batches, torch, training, transformers
+
+LoadBalancer = training.LoadBalancer
+distributed = torch.distributed
+fully_shard = require("torch.distributed.fsdp").fully_shard
+_ = transformers.DeepseekV3ForCausalLM, transformers.AfmoeForCausalLM
+
+NUM_STEPS, NUM_SHARDS = 4, 4
+
+
+def shards():
+    """Data of every step in NUM_SHARDS micro-batches, which any number of ranks that divides it can share."""
+    return text_batches(NUM_STEPS * NUM_SHARDS).unflatten(0, (NUM_STEPS, NUM_SHARDS))
+
+
+def join(rank, world, folder):
+    """Become one rank of a gloo group that meets in a file."""
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/meeting", timedelta(seconds=120), world_size=world, rank=rank
+    )
+
+
+def run_rank(rank, world, folder, kind):
+    """One rank: join, do the job called `kind`, leave its result as rank_N.npz."""
+    join(rank, world, folder)
+    jobs = {"union": union, "ddp": ddp, "pairs": pairs, "sharded": sharded}
+    np.savez(f"{folder}/rank_{rank}.npz", **jobs[kind](rank, world))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def union(rank, world):
+    """Train on this rank's share; gradients are summed in the order of the shards, so all worlds train one model."""
+    reduced = []
+    plain = distributed.all_reduce
+
+    def spy(tensor, *args, **kwargs):
+        reduced.append((tensor.dtype == torch.int64, tensor.numel()))
+        return plain(tensor, *args, **kwargs)
+
+    distributed.all_reduce = spy
+    model = make_model()
+    balancer = LoadBalancer.attach(model, schedule=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    biases, loads, losses = [], [], []
+    for step in shards():
+        gradients = []
+        for shard in step[rank * NUM_SHARDS // world : (rank + 1) * NUM_SHARDS // world]:
+            loss = model(input_ids=shard, labels=shard).loss
+            loss.backward()
+            trained = [p for p in model.parameters() if p.requires_grad]
+            gradients.append(torch.cat([loss.detach().view(1), *(p.grad.flatten() for p in trained)]))
+            optimizer.zero_grad()
+        everyone = [torch.empty(len(gradients), len(gradients[0])) for _ in range(world)]
+        distributed.all_gather(everyone, torch.stack(gradients))
+        total = torch.zeros(len(gradients[0]))
+        for gradient in torch.cat(everyone):
+            total += gradient
+        for p, part in zip(trained, total[1:].split([p.numel() for p in trained])):
+            p.grad = part.view_as(p)
+        optimizer.step()
+        optimizer.zero_grad()
+        report = balancer.step()
+        losses.append(total[0])
+        biases.append(list(balancer.biases.values()))
+        loads.append([layer.load_E for layer in report.layers])
+    in_model = np.stack([tensor.numpy() for tensor in bias_tensors(model).values()])
+    return {"biases": biases, "loads": loads, "losses": losses, "in_model": in_model, "reduced": reduced}
+
+
+def ddp(rank, world):
+    """Ordinary training under DistributedDataParallel, attached to the wrapped model."""
+    model = torch.nn.parallel.DistributedDataParallel(make_model())
+    balancer = LoadBalancer.attach(model, schedule=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in shards():
+        shard = step[rank]
+        model(input_ids=shard, labels=shard).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        report = balancer.step()
+    biases = list(balancer.biases.values())
+    return {"biases": biases, "load": report.layers[0].load_E, "names": balancer.layer_names}
+
+
+def pairs(rank, world):
+    """Two groups of two ranks: each balancer sums over its own group only."""
+    groups = [distributed.new_group([0, 1]), distributed.new_group([2, 3])]
+    model = make_model()
+    balancer = LoadBalancer.attach(model, process_group=groups[rank // 2])
+    with torch.no_grad():
+        model(shards()[0, rank])
+    return {"load": balancer.step().layers[0].load_E}
+
+
+def sharded(rank, world):
+    """A model whose parameters FSDP2 shards: a bias in a buffer stays whole, one in a parameter is refused."""
+
+    def shard(model):
+        for layer in model.model.layers:
+            fully_shard(layer)
+        return fully_shard(model)
+
+    model = shard(make_model())
+    balancer = LoadBalancer.attach(model, schedule=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in shards():
+        model(input_ids=step[rank], labels=step[rank]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        load_E = balancer.step().layers[0].load_E
+    refusal = ""
+    try:
+        LoadBalancer.attach(shard(make_model("afmoe")))
+    except ValueError as error:
+        refusal = str(error)
+    return {
+        "biases": list(balancer.biases.values()),
+        "names": balancer.layer_names,
+        "load": load_E,
+        "refusal": np.array(refusal),
+    }
+
+
+def run_until_killed(folder, steps, kill_at=None):
+    """Train with a checkpoint every second step, from the last one if there is one, and log each step's bias.
+
+    At step `kill_at` the run has written its log line for that step and waits to be killed.
+    """
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    balancer = LoadBalancer.attach(model, "ema", 0.01)
+    checkpoint = f"{folder}/checkpoint.pt"
+    if os.path.exists(checkpoint):
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        balancer.load_state_dict(saved["balancer"])
+    data = text_batches(steps)
+    for t in range(balancer.num_steps, steps):
+        model(input_ids=data[t], labels=data[t]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        balancer.step()
+        np.save(f"{folder}/bias_{t}.npy", np.stack(list(balancer.biases.values())))
+        if kill_at == t:
+            open(f"{folder}/kill_me", "w").close()
+            time.sleep(600)
+        if t % 2 == 1:
+            with atomic_write(checkpoint) as file:
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "balancer": balancer.state_dict(),
+                    },
+                    file,
+                )
