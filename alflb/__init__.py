@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alflb.advice import Advice as Advice
+    from alflb.advice import advise as advise
     from alflb.datasets import LoadTrace as LoadTrace
     from alflb.datasets import RouterTrace as RouterTrace
     from alflb.datasets import load_router_trace as load_router_trace
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Advice": "advice",
     "AssignmentProblem": "problem",
     "AssignmentSolution": "exact",
     "BatchedProblem": "exact",
@@ -58,6 +61,7 @@ _HOME = {
     "Static": "streams",
     "StreamingSolution": "exact",
     "Trajectory": "simulation",
+    "advise": "advice",
     "center": "duality",
     "dual_value": "duality",
     "find_cycle": "metrics",

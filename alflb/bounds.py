@@ -387,7 +387,7 @@ def tracking_cost(
     # Every mode lags alike in load, so in bias by 1/h of that.
     square_M = variance_M + lag**2 * num_experts / (num_experts - 1) / mode**2
     total_sd = math.hypot(load_sd, lag)
-    excess = total_sd * math.sqrt(num_experts / (num_experts - 1)) * _mean_normal_maximum(num_experts)
+    excess = total_sd * math.sqrt(num_experts / (num_experts - 1)) * mean_normal_maximum(num_experts)
     bias_sd = math.sqrt(float(square_M.sum()) / num_experts)
     return TrackingCost(0.5 * float(mode @ square_M), bias_sd, total_sd, excess / share)
 
@@ -476,7 +476,7 @@ def _proportional_noise(
 
 
 @lru_cache
-def _mean_normal_maximum(count: int) -> float:
+def mean_normal_maximum(count: int) -> float:
     """E[max of `count` independent standard normals]."""
     mean, _ = integrate.quad(lambda x: x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1), -12, 12)
     return float(mean)

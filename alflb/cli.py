@@ -254,6 +254,39 @@ def solve(
 
 @app.command()
 @reports_errors
+def advise(
+    batch_tokens: Annotated[int, typer.Option(help="Tokens whose loads one bias update sees, all ranks together.")],
+    trace: TraceArgument = None,
+    array: ArrayOption = None,
+    top_k: TopKOption = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the run, for a first phase where one is needed.")] = None,
+    excess: Annotated[
+        float, typer.Option(help="Accepted rise of MaxVio over the sampling floor, a share of it.")
+    ] = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace)."""
+    from alflb.advice import advise as recommend
+
+    sample = _open_trace(trace, array, top_k)
+    with _spinner("solving the sample exactly"):
+        advice = recommend(sample.scores_TE, sample.top_k, batch_tokens=batch_tokens, num_steps=steps, excess=excess)
+    facts: dict[str, Any] = {
+        "step_size": advice.step_size,
+        "max_vio": advice.max_vio,
+        "max_vio_floor": advice.max_vio_floor,
+        "arrival_steps": advice.arrival_steps,
+        "first_step_size": advice.first_step_size,
+        "first_steps": advice.first_steps,
+        "bias_distance": advice.bias_distance,
+        "stiffest_mode": float(advice.curvatures[-1]),
+        "softest_mode": float(advice.curvatures[0]),
+    }
+    _print_facts(facts, as_json, f"sign rule, batches of {batch_tokens:,} tokens")
+
+
+@app.command()
+@reports_errors
 def inspect(
     trace: TraceArgument = None, array: ArrayOption = None, top_k: TopKOption = None, as_json: JsonOption = False
 ) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     ["streams", "exact", "observers"],
     ["rules"],
     ["simulation", "training"],
-    ["metrics", "describe", "sweep", "cluster"],
+    ["metrics", "describe", "sweep", "cluster", "advice"],
     ["plotting", "study"],
     ["checks"],
     ["report"],

@@ -50,7 +50,7 @@ def test_hazards_by_hand():
     assert hazards.pull == pytest.approx(1e-4 * np.sqrt(2 / np.pi) * facts.mode_M[0] / sigma)
     assert abs(hazards.gain_loss) < 1e-3
     assert hazards.deficit == pytest.approx(0, abs=1e-4)
-    highest = bounds._mean_normal_maximum(16)
+    highest = bounds.mean_normal_maximum(16)
     skewness = (1 - 2 * 0.125) / np.sqrt(100 * 0.125 * 0.875)
     assert hazards.max_skew == pytest.approx(skewness * (highest**2 - 1) / (6 * highest), rel=0.02)
 
