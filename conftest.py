@@ -4,7 +4,8 @@ import importlib.util
 import os
 
 _NEEDS = {
-    "torch": ["alflb/training/*.py"],
+    "torch": ["alflb/kernels/torch_.py", "alflb/training/*.py"],
+    "triton": ["alflb/kernels/triton_.py"],
     "transformers": ["alflb/training/balancer.py", "alflb/training/trainer.py"],
 }
 

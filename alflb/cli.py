@@ -189,7 +189,7 @@ def simulate(
     warm_up: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 0,
     steps: Annotated[int, typer.Option(help="Number of steps N.")] = 1000,
     seed: SeedOption = 0,
-    backend: Annotated[str, typer.Option(help="Kernels: numba, or reference (slow).")] = "numba",
+    backend: Annotated[str, typer.Option(help="Kernels: numba, torch, torch:cuda, or reference (slow).")] = "numba",
     out_file: Annotated[Path | None, typer.Option("--out", help="Save the run (.npz): biases, loads, series.")] = None,
     as_json: JsonOption = False,
 ) -> None:

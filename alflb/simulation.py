@@ -99,8 +99,9 @@ def simulate(
         K, and N >= 1.
     seed : int
         Chooses the tokens of a random stream; same seed, same bits, on every backend.
-    backend : {"numba", "reference"}
-        Kernels to use; both give the same biases and loads.
+    backend : {"numba", "reference", "torch", "torch:cpu", "torch:cuda"}
+        Kernels to use (`alflb.kernels.get_kernels`); all give the same biases and loads. "torch" draws the scores of
+        a `DrawnStream` on its device and fetches the loads only.
     observers : sequence of Observer
         Numbers to record each step that need the scores.
     bias_init : array_like, shape (E,), optional

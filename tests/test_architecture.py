@@ -32,6 +32,7 @@ FENCES = {
     "numba": ("kernels/", "exact/"),
     "torch": ("kernels/torch_.py", "training/"),
     "transformers": ("training/trainer.py",),
+    "triton": ("kernels/triton_.py",),
     "cvxpy": ("exact/cvxpy_.py",),
     "highspy": ("exact/highs.py",),
     "ortools": ("exact/_flow_worker.py",),

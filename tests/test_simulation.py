@@ -182,7 +182,7 @@ def test_bad_streams_are_refused(batches, words):
         ({"num_steps": 0}, "num_steps is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"bias_init": [0.0]}, "bias_init has shape"),
-        ({"backend": "torch"}, "unknown backend"),
+        ({"backend": "tensorflow"}, "unknown backend"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(parameters, words):

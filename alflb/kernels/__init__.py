@@ -1,6 +1,6 @@
 """Biased top-K allocation: the one operation everything else calls, in interchangeable backends.
 
-A backend is a module with the functions of `Kernels`, which agree in every integer with `alflb.kernels.reference`.
+A backend has the functions of `Kernels`, which agree in every integer with `alflb.kernels.reference`.
 The contract:
 
 * ``biased = scores + bias.astype(scores.dtype)``: sums and comparisons happen in the scores' own dtype;
@@ -22,7 +22,7 @@ Kernels trust their input; scores are checked once where they enter (`alflb.prob
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class Allocation(NamedTuple):
 class Kernels(Protocol):
     """A backend: biased top-K, and what comes with it more cheaply than after it."""
 
+    @property
+    def routes_lazily(self) -> bool:
+        """Whether `alflb.kernels.counting` may look at single tokens of a fixed batch; costly if it lies elsewhere."""
+
     def allocate(self, scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
         """Choose top_k experts for each token."""
 
@@ -66,7 +70,11 @@ class Kernels(Protocol):
         """``loads(draw.scores(), bias_E, top_k)``, bit for bit, with no need to store the scores."""
 
 
-_MODULES = {"reference": "alflb.kernels.reference", "numba": "alflb.kernels.numba_"}
+_MODULES = {
+    "reference": "alflb.kernels.reference",
+    "numba": "alflb.kernels.numba_",
+    "torch": "alflb.kernels.torch_",
+}
 
 
 def backend_names() -> list[str]:
@@ -77,6 +85,17 @@ def backend_names() -> list[str]:
 def get_kernels(backend: str) -> Kernels:
     """The kernels of a backend by name; imported on first use, so `import alflb` compiles nothing.
 
+    Parameters
+    ----------
+    backend : str
+        "numba", "reference" or "torch"; the last works on the GPU if torch sees one, else on the CPU, and on a
+        device of your choice if that is named: "torch:cpu", "torch:cuda", "torch:cuda:1".
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend or device, or torch is not installed.
+
     Examples
     --------
     >>> import numpy as np
@@ -86,7 +105,9 @@ def get_kernels(backend: str) -> Kernels:
     >>> experts_TK.tolist(), load_E.tolist()
     ([[0, 2], [0, 1]], [2, 1, 1])
     """
-    if backend not in _MODULES:
+    name, colon, device = str(backend).partition(":")
+    if name not in _MODULES or (colon and name != "torch"):
         raise unknown_name("backend", backend, _MODULES)
-    module: Kernels = importlib.import_module(_MODULES[backend])
-    return module
+    module: Any = importlib.import_module(_MODULES[name])
+    kernels: Kernels = module.kernels_on(device) if name == "torch" else module
+    return kernels

@@ -52,7 +52,7 @@ class LoadCounter:
 
     def _is_worth_it(self, scores_TE: FloatArray) -> bool:
         """Whether to route lazily; an array that could be written to may have other scores next time."""
-        return scores_TE.size >= _SMALLEST and not scores_TE.flags.writeable
+        return self._kernels.routes_lazily and scores_TE.size >= _SMALLEST and not scores_TE.flags.writeable
 
 
 class FixedScores:

@@ -42,6 +42,8 @@ _SHARED_GROUPS = 0.17
 
 _NO_MARGINS = np.empty(0)
 
+routes_lazily = True
+
 
 def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
     """Top-K of scores + bias for each token, ties to the lowest expert index."""

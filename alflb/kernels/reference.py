@@ -9,6 +9,8 @@ from alflb.kernels import Allocation
 from alflb.kernels.draws import Draw
 from alflb.problem import FloatArray
 
+routes_lazily = True
+
 
 def allocate(scores_TE: FloatArray, bias_E: FloatArray, top_k: int) -> Allocation:
     """Top-K of scores + bias for each token, ties to the lowest expert index."""
