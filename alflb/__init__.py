@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alflb.datasets import open_scores as open_scores
     from alflb.datasets import read_trace as read_trace
     from alflb.datasets import write_trace as write_trace
+    from alflb.diagnosis import diagnose as diagnose
     from alflb.duality import center as center
     from alflb.duality import dual_value as dual_value
     from alflb.duality import gap_certificate as gap_certificate
@@ -63,6 +64,7 @@ _HOME = {
     "Trajectory": "simulation",
     "advise": "advice",
     "center": "duality",
+    "diagnose": "diagnosis",
     "dual_value": "duality",
     "find_cycle": "metrics",
     "gap_certificate": "duality",

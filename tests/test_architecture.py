@@ -20,7 +20,7 @@ LAYERS = [
     ["streams", "exact", "observers"],
     ["rules"],
     ["simulation", "training"],
-    ["metrics", "describe", "sweep", "cluster", "advice"],
+    ["metrics", "describe", "sweep", "cluster", "advice", "diagnosis"],
     ["plotting", "study"],
     ["checks"],
     ["report"],

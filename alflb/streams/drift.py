@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +43,16 @@ class Drift(DrawnStream):
         super().__post_init__()
         check_number(self.period, "period", positive=True)
 
-    def offset_at(self, t: int) -> NDArray[np.float64]:
-        """The offsets in force at step t, shape (E,)."""
+    @cached_property
+    def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A and b."""
         start_E = self.offset_E()
         rms = math.sqrt(float(np.mean(start_E**2)))
-        quarter_E = rms * self.population_rng(1).standard_normal(self.num_experts)
+        return start_E, rms * self.population_rng(1).standard_normal(self.num_experts)
+
+    def offset_at(self, t: int) -> NDArray[np.float64]:
+        """The offsets in force at step t, shape (E,)."""
+        start_E, quarter_E = self._axes
         angle = 2.0 * math.pi * t / self.period
         turned: NDArray[np.float64] = start_E * math.cos(angle) + quarter_E * math.sin(angle)
         return turned
