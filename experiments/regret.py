@@ -297,14 +297,18 @@ def _hindsight_finding(arm: Arm, rows: list[Row]) -> Finding:
 
 
 def _best_finding(arms: dict[Arm, list[Row]], population: str) -> Finding:
-    finals = {
-        arm: mean_interval(row["regret_C"][-1] for row in chosen)
-        for arm, chosen in arms.items()
-        if arm[0] == population
-    }
+    """Over the steps that all arms have run."""
+    chosen = {arm: rows for arm, rows in arms.items() if arm[0] == population}
+    common = min(rows[0]["num_steps"] for rows in chosen.values())
+    finals = {arm: mean_interval(_regret_at(row, common) for row in rows) for arm, rows in chosen.items()}
     best = min(finals, key=lambda arm: finals[arm].mean)
-    words = f"{best[1]}, {_SCHEDULE_WORDS[best[2]]}, strength {best[3]:g}: R_N = {finals[best]}"
-    return Finding(f"{population}: the arm with the least regret at the end", "-", words, None)
+    words = f"{best[1]}, {_SCHEDULE_WORDS[best[2]]}, strength {best[3]:g}: {finals[best]}"
+    return Finding(f"{population}: the arm with the least regret after {common:,} steps", "-", words, None)
+
+
+def _regret_at(row: Row, num_steps: int) -> float:
+    """Regret at the last checkpoint up to then."""
+    return float(row["regret_C"][int(np.searchsorted(row["step_C"], num_steps, side="right")) - 1])
 
 
 _SCHEDULE_WORDS = {"inverse": "c/n", "inverse_sqrt": "c/sqrt(n)", "constant": "constant"}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import dyadic_bias, dyadic_problems
+from _dyadic import dyadic_bias, dyadic_problems
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import dyadic_problems
+from _dyadic import dyadic_problems
 from hypothesis import given, settings
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
