@@ -7,8 +7,9 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from typing import Any
 
 from alflb.problem import check_count
@@ -60,6 +61,33 @@ def open_executor(
         if announce is not None:
             announce(f"dashboard: {client.dashboard_link}")
         yield client.get_executor(pure=False)
+
+
+def ordered_map(executor: Executor, in_flight: int) -> Callable[..., Iterator[Any]]:
+    """Like the builtin `map`, on an executor: results in order, at most `in_flight` items sent ahead.
+
+    `Executor.map` sends everything at once, which no memory holds when the items are the batches of a long run. With
+    twice as many in flight as there are workers none of them waits.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with ThreadPoolExecutor(2) as executor:
+    ...     print(list(ordered_map(executor, in_flight=4)(str, range(5))))
+    ['0', '1', '2', '3', '4']
+    """
+    check_count(in_flight, "in_flight")
+
+    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        waiting: deque[Future[Any]] = deque()
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) >= in_flight:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    return mapped
 
 
 def _distributed() -> Any:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alflb import duality
+from alflb.cluster import ordered_map
 from alflb.datasets import load_router_trace
 from alflb.exact import BatchedProblem, SolverError, solve_exact, solve_streaming
 from alflb.exact.streaming.passes import NUM_BINS, RoutingTask, SurveyTask, reduce_pass
@@ -297,3 +298,51 @@ def test_infeasible_is_not_solved():
     scores[1:, 0] = -np.inf
     with pytest.raises(SolverError):
         solve_streaming(batched(scores, 1), max_passes=5, sample_rows=50, close_rows=20)
+
+
+class Counted:
+    """A handle that says how often it was made into scores."""
+
+    made = 0
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def scores(self):
+        Counted.made += 1
+        return np.random.default_rng(self.seed).random((400, 5))
+
+
+def test_handles_are_made_into_scores_where_they_are_used():
+    arrays = solve_streaming(BatchedProblem(lambda: (Counted(s).scores() for s in range(6)), top_k=2))
+    Counted.made = 0
+    with ThreadPoolExecutor(2) as pool:
+        handles = BatchedProblem(lambda: (Counted(s) for s in range(6)), top_k=2)
+        sent = solve_streaming(handles, evaluate_batches=ordered_map(pool, in_flight=3))
+    assert (sent.value, sent.lower_bound) == (arrays.value, arrays.lower_bound)
+    np.testing.assert_array_equal(sent.bias_E, arrays.bias_E)
+    assert Counted.made == 6 * sent.passes
+    exact = solve_exact(BatchedProblem(lambda: (Counted(s) for s in range(6)), top_k=2))
+    assert sent.lower_bound <= exact.value <= sent.value
+
+
+def test_at_most_so_many_batches_are_under_way():
+    drawn, done = [], []
+
+    def batches():
+        for seed in range(12):
+            drawn.append(seed)
+            assert len(drawn) - len(done) <= 3
+            yield seed
+
+    with ThreadPoolExecutor(2) as pool:
+        for result in ordered_map(pool, in_flight=3)(lambda item: item, batches()):
+            done.append(result)
+    assert done == list(range(12))
+
+
+def test_batches_of_another_number_of_experts_are_refused():
+    with pytest.raises(ValueError, match="batch 2 has 3 experts"):
+        solve_streaming(BatchedProblem(lambda: [np.eye(2), np.eye(3)], top_k=1))
+    with pytest.raises(ValueError, match="batch 2: "):
+        solve_streaming(BatchedProblem(lambda: [np.eye(2), np.full((2, 2), np.nan)], top_k=1))

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact._solution import SolverError
-from alflb.exact.batched import BatchedProblem
-from alflb.problem import FloatArray, check_count, check_number
+from alflb.exact.batched import Batch, BatchedProblem
+from alflb.problem import check_count, check_number
 
-MapBatches = Callable[[Callable[[tuple[int, FloatArray]], Any], Iterable[tuple[int, FloatArray]]], Iterable[Any]]
+MapBatches = Callable[[Callable[[tuple[int, Batch]], Any], Iterable[tuple[int, Batch]]], Iterable[Any]]
 """Like the builtin `map`: results in the order of the batches."""
 
 
@@ -102,9 +102,10 @@ def solve_streaming(
     max_passes : int
         Most readings of the batches, the survey included; at least 2.
     evaluate_batches : callable
-        Like the builtin `map`: called with a picklable function and an iterable of (index, scores), returns the results
-        in that order. Results are at most O(E^2) numbers; use it to send batches to other threads or machines.
-        The answer does not depend on it.
+        Like the builtin `map`: called with a picklable function and an iterable of (index, batch), returns the results
+        in that order. Results are at most O(E^2) numbers, so with batches given by handles (`BatchHandle`) next to
+        nothing travels: `alflb.cluster.ordered_map` sends them to other processes or machines. The answer does
+        not depend on it.
     seed : int
         Of the sample and of the dither; same seed, same bits.
     sample_rows, close_rows : int, optional

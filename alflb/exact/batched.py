@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike
 
 from alflb.problem import AssignmentProblem, FloatArray
+
+
+@runtime_checkable
+class BatchHandle(Protocol):
+    """A batch that is not there yet: small to send, and made into scores where they are wanted.
+
+    A `alflb.kernels.draws.Draw` is one; a dataclass with the name of a file is another.
+    """
+
+    def scores(self) -> FloatArray:
+        """The scores, shape (tokens, E), the same each time."""
+
+
+Batch = FloatArray | BatchHandle
+
+
+def load_batch(batch: Batch, top_k: int, *, position: int) -> FloatArray:
+    """A batch as scores held to the conditions of `AssignmentProblem`; ValueError says what fails, and where."""
+    try:
+        return AssignmentProblem(batch.scores() if isinstance(batch, BatchHandle) else batch, top_k).scores_TE
+    except ValueError as error:
+        raise ValueError(f"batch {position}: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +40,8 @@ class BatchedProblem:
     Parameters
     ----------
     batches : callable
-        Returns a fresh iterable over score batches, shape (tokens, E), each time it is called, with the same
-        scores each time; E and the dtype must not change, the numbers of tokens may.
+        Returns a fresh iterable over score batches, shape (tokens, E), or over handles of them (`BatchHandle`), each
+        time it is called, with the same scores each time; E and the dtype must not change, the numbers of tokens may.
     top_k : int
         Picks per token, 1 <= K <= E.
     target_E : array_like, shape (E,), optional
@@ -32,18 +55,15 @@ class BatchedProblem:
     6
     """
 
-    batches: Callable[[], Iterable[FloatArray]]
+    batches: Callable[[], Iterable[Batch]]
     top_k: int
     target_E: ArrayLike | None = None
 
     def checked_batches(self) -> Iterator[FloatArray]:
-        """The batches, each held to the conditions of `AssignmentProblem`; ValueError says which fails and why."""
+        """The scores of all batches, each fit for an `AssignmentProblem`; ValueError says which is not, and why."""
         first: FloatArray | None = None
         for count, batch in enumerate(self.batches(), start=1):
-            try:
-                scores_TE = AssignmentProblem(batch, self.top_k).scores_TE
-            except ValueError as error:
-                raise ValueError(f"batch {count}: {error}") from None
+            scores_TE = load_batch(batch, self.top_k, position=count)
             first = scores_TE if first is None else first
             if (scores_TE.shape[1], scores_TE.dtype) != (first.shape[1], first.dtype):
                 raise ValueError(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact._pooled import MapBatches
+from alflb.exact.batched import Batch, load_batch
 from alflb.exact.screening.row_kernels import largest_finite, num_lanes, padded, route_rows
 from alflb.problem import FloatArray
 
@@ -50,6 +51,8 @@ class Fingerprint:
 
     num_batches: int
     num_tokens: int
+    num_experts: int
+    dtype: str
     bits: int
     """Sum of the scores' bit patterns, modulo 2^64."""
 
@@ -57,12 +60,23 @@ class Fingerprint:
     def of(cls, scores_TE: FloatArray) -> Fingerprint:
         """Fingerprint of one batch."""
         words = scores_TE.reshape(-1).view(np.uint32 if scores_TE.dtype == np.float32 else np.uint64)
-        return cls(1, len(scores_TE), int(words.sum(dtype=np.uint64)))
+        num_tokens, num_experts = scores_TE.shape
+        return cls(1, num_tokens, num_experts, scores_TE.dtype.name, int(words.sum(dtype=np.uint64)))
 
     def merged(self, other: Fingerprint) -> Fingerprint:
-        """Fingerprint of both."""
-        bits = (self.bits + other.bits) % 2**64
-        return Fingerprint(self.num_batches + other.num_batches, self.num_tokens + other.num_tokens, bits)
+        """Fingerprint of both; ValueError if they cannot be parts of one problem."""
+        if (self.num_experts, self.dtype) != (other.num_experts, other.dtype):
+            raise ValueError(
+                f"batch {self.num_batches + 1} has {other.num_experts} experts in {other.dtype}, those before "
+                f"{self.num_experts} in {self.dtype}; experts and dtype must not change"
+            )
+        return Fingerprint(
+            self.num_batches + other.num_batches,
+            self.num_tokens + other.num_tokens,
+            self.num_experts,
+            self.dtype,
+            (self.bits + other.bits) % 2**64,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,16 +247,30 @@ def _closest(
     return rows_NE[kept], gap_N[kept], experts_NK[kept]
 
 
+@dataclass(frozen=True)
+class LoadingTask(Generic[AnySummary]):
+    """Another task, with the scores made or checked first: where the task runs, which may be another machine."""
+
+    task: Callable[[tuple[int, FloatArray]], AnySummary]
+    top_k: int
+
+    def __call__(self, indexed: tuple[int, Batch]) -> AnySummary:
+        """The task's summary of one batch."""
+        index, batch = indexed
+        return self.task((index, load_batch(batch, self.top_k, position=index + 1)))
+
+
 def reduce_pass(
-    task: Callable[[tuple[int, FloatArray]], AnySummary],
-    batches: Iterable[FloatArray],
+    task: Callable[[tuple[int, Batch]], AnySummary],
+    batches: Iterable[Batch],
     map_batches: MapBatches,
 ) -> AnySummary:
     """Summaries of all batches added up, in the order of the batches."""
     total: AnySummary | None = None
     for summary in map_batches(task, enumerate(batches)):
         total = summary if total is None else total.merged(summary)
-    assert total is not None, "checked_batches() refuses sources without a batch"
+    if total is None:
+        raise ValueError("batches() gave no batch; it must return a fresh iterable each time it is called")
     return total
 
 

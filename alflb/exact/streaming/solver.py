@@ -19,6 +19,7 @@ from alflb.exact.screening.units import target_units
 from alflb.exact.streaming.passes import (
     AnySummary,
     Fingerprint,
+    LoadingTask,
     Routing,
     RoutingTask,
     Survey,
@@ -65,7 +66,7 @@ class PassReader:
 
     def __call__(self, task: Callable[[tuple[int, FloatArray]], AnySummary]) -> AnySummary:
         """One pass: the task's summaries of all batches, added up."""
-        total = reduce_pass(task, self._problem.checked_batches(), self._map_batches)
+        total = reduce_pass(LoadingTask(task, self._problem.top_k), self._problem.batches(), self._map_batches)
         self.passes += 1
         self._first = self._first or total.fingerprint
         if total.fingerprint != self._first:
