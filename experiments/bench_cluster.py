@@ -1,8 +1,8 @@
 """The pooled problem of 10^8 tokens x 64 experts over a local cluster of two workers: bounds, passes, time, memory.
 
-Run as ``python -m experiments.bench_cluster`` (some minutes; ``--tokens`` makes it smaller; ``--scheduler`` takes a running
-cluster). Batches are handles (`alflb.kernels.draws.Draw`): a worker draws the scores of one batch, leaves a summary, and
-forgets them. The page goes to ``docs/benchmarks/cluster.md``.
+Run as ``python -m experiments.bench_cluster`` (some minutes; ``--tokens`` makes it smaller; ``--scheduler`` takes a
+running cluster). Batches are handles (`alflb.kernels.draws.Draw`): a worker draws the scores of one batch, leaves a
+summary, and forgets them. The page goes to ``docs/benchmarks/cluster.md``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments._bench import machine, table, write_page
 
 TOKENS, BATCH = 100_000_000, 1_000_000
 NUM_EXPERTS, TOP_K = 64, 8
-SAMPLE_ROWS = 8192
+SAMPLE_ROWS = 32768
 """Fewer than by default: the sample of every batch travels."""
 
 
@@ -47,7 +47,7 @@ def solve(executor: Executor, num_batches: int, workers: int) -> tuple[Streaming
 
 
 def peak_memory(_: int) -> tuple[int, float]:
-    """This process, and the most memory it ever had, MB."""
+    """Number of the process that runs it, and the most memory that ever had, MB."""
     return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -58,21 +58,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scheduler", help="address of a running cluster, with so many workers")
     arguments = parser.parse_args()
+    if arguments.workers < 2:
+        parser.error("--workers: a cluster has two or more")
     num_batches = max(1, -(-arguments.tokens // BATCH))
     jobs = 1 if arguments.scheduler else arguments.workers
     with open_executor(jobs, arguments.scheduler, print) as executor:
+        assert executor is not None
         solve(executor, 1, arguments.workers)
         before = dict(executor.map(peak_memory, range(20)))
         solution, seconds = solve(executor, num_batches, arguments.workers)
         after = dict(executor.map(peak_memory, range(20)))
+    bounds = (solution.lower_bound, solution.value)
     rows = [
         ("tokens x experts, top-K", f"{solution.num_tokens:,} x {NUM_EXPERTS}, {TOP_K}"),
         ("passes", str(solution.passes)),
         ("relative gap", f"{solution.relative_gap:.2e} (asked for {solution.tolerance:g})"),
-        (
-            "bounds per token",
-            f"{solution.lower_bound / solution.num_tokens:.9f} .. {solution.value / solution.num_tokens:.9f}",
-        ),
+        ("bounds per token", " .. ".join(f"{x / solution.num_tokens:.9f}" for x in bounds)),
         ("seconds on the clock", f"{seconds:.0f}"),
         ("million tokens a second and pass", f"{solution.num_tokens * solution.passes / seconds / 1e6:.2f}"),
         ("scores of one batch, MB", f"{BATCH * NUM_EXPERTS * 4 / 2**20:.0f}"),

@@ -39,7 +39,7 @@ from alflb.streams.linear_router import sigmoid
 from alflb.streams.logarithm import LogScores
 from alflb.streams.trace import TraceReplay
 from experiments._runner import saved_rows
-from experiments._statistics import Finding, mean_interval
+from experiments._statistics import Estimate, Finding, mean_interval
 
 CLAIM = "Tuned, the sign rule balances every stream at least as well as any other rule that sees loads only."
 
@@ -48,7 +48,7 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 TUNED: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "damped_qb": ("gain", SHARES),
     "sinkhorn": ("temperature", SHARES),
-    "dual_averaging": ("schedule", tuple(10 * u for u in STEP_SIZES)),  # its u is divided by sqrt(t)
+    "dual_averaging": ("schedule", tuple(round(10 * u, 12) for u in STEP_SIZES)),  # its u is divided by sqrt(t)
 }
 """Rules whose tuned number is not a step size on the common grid."""
 TUNING_SEED = 1_000_000
@@ -63,7 +63,7 @@ PARAMETERS: Mapping[str, Mapping[str, Any]] = {"shift": {"shift_every": 50}, "dr
 _FULL = {"num_tokens": 1024, "num_experts": 32, "top_k": 4, "num_steps": 160}
 _SMOKE = {"num_tokens": 128, "num_experts": 8, "top_k": 2, "num_steps": 24}
 _STREAMS = ["static", *stream_names(), "trace_shuffled"]
-GRID = [{"stream": name, **_FULL} for name in _STREAMS]
+GRID = [{"stream": name, **_FULL} for name in _STREAMS] + [{"stream": "logistic_long", **_FULL, "num_steps": 800}]
 SMOKE = [{"stream": name, **_SMOKE} for name in ("static", "logistic")]
 SEEDS = 4
 
@@ -159,7 +159,7 @@ def _make_stream(cell: Row, seed: int) -> tuple[Stream, int]:
     if name == "static":
         batch = next(make_stream("linear_router", **size).batches(seed))
         return _Recorded([batch] * cell["num_steps"]), cell["top_k"]
-    return make_stream(name, **size, **PARAMETERS.get(name, {})), cell["top_k"]
+    return make_stream(name.removesuffix("_long"), **size, **PARAMETERS.get(name, {})), cell["top_k"]
 
 
 @cache
@@ -321,7 +321,7 @@ _SIGHTS = ("loads", "scores after routing", "scores before routing")
 
 
 def _duel(rows: list[Row], stream: str) -> Finding:
-    """MaxVio of `sign` over that of its strongest rival, seed by seed."""
+    """MaxVio of `sign` over that of its strongest rival, seed by seed; geometric mean, interval of the logarithms."""
     here = [row for row in rows if row["stream"] == stream]
     rivals = {
         row["rule"]: row["tuning_max_vio"]
@@ -331,7 +331,9 @@ def _duel(rows: list[Row], stream: str) -> Finding:
     rival = min(rivals, key=lambda rule: rivals[rule])
     of = {(row["rule"], row["seed"]): row["max_vio"] for row in here}
     seeds = sorted({row["seed"] for row in here})
-    ratio = mean_interval(of["sign", seed] / of[rival, seed] for seed in seeds)
+    logarithm = mean_interval(np.log(of["sign", seed] / of[rival, seed]) for seed in seeds)
+    mean, low, high = np.exp(logarithm[:3]).tolist()
+    ratio = Estimate(mean, low, high, logarithm.num_seeds)
     return Finding(f"{stream}: MaxVio of `sign` over that of `{rival}`", "at most 1", str(ratio), not ratio.low > 1.0)
 
 
@@ -410,7 +412,7 @@ def figure(rows: list[Row]) -> Figure:
     ranks = _mean_ranks(rows)
     rules = sorted(ranks, key=lambda rule: _mean(ranks[rule]))
     streams = _streams(rows)
-    drawing, (left, right) = new_figure(1, 2, height=6.0, width=9.5, sharey=True, ratios=(1.0, 3.2))
+    drawing, (left, right) = new_figure(1, 2, height=5.6, width=9.5, sharey=True, ratios=(1.0, 3.2))
     colours = dict(zip(_SIGHTS, (BLUE, ORANGE, GREEN)))
     for sight, colour in colours.items():
         own = [place for place, rule in enumerate(rules) if _seen(rows, rule) == sight]
@@ -419,8 +421,8 @@ def figure(rows: list[Row]) -> Figure:
         error = [interval.high - interval.mean if interval.num_seeds > 1 else 0.0 for interval in intervals]
         left.errorbar(means, own, xerr=error, fmt="o", color=colour, label=sight, capsize=2)
     left.set_yticks(range(len(rules)), rules)
-    left.set(xlabel="mean rank by MaxVio (1 is best)", title="All streams", ylim=(len(rules) - 0.5, -0.5))
-    drawing.legend(*left.get_legend_handles_labels(), title="sees", loc="outside lower left", ncols=3)
+    left.set(xlabel="mean rank (1 is best)", title="All streams", ylim=(len(rules) - 0.5, -0.5))
+    left.legend(title="sees", loc="lower left", fontsize=7, handlelength=1.0, borderpad=0.2)
 
     mean_of = {
         (rule, stream): _mean([row["max_vio"] for row in rows if (row["rule"], row["stream"]) == (rule, stream)])

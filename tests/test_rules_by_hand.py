@@ -47,6 +47,11 @@ def test_proportional():
     assert path(make_rule("proportional", 0.5)) == [[-0.5, 0.0, 0.5], [-0.75, 0.125, 0.625], [-0.75, 0.125, 0.625]]
 
 
+def test_projected_takes_rules_that_see_loads():
+    with pytest.raises(ValueError, match="loads only"):
+        Projected(make_rule("qb"), 1.0)
+
+
 def test_projected():
     # step 1: (-4, 0, 4) has norm 4 sqrt(2), pulled back to norm sqrt(2). Step 2: (-1, 0, 1) + 4 (-1, 1, 1) =
     # (-5, 4, 5) has mean 4/3: (-19, 8, 11)/3, norm sqrt(546)/3. Step 3: nothing moves.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.rules._base import Rule, State
+from alflb.rules._base import Rule, State, sees_scores
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Projected:
 
     def __post_init__(self) -> None:
         check_number(self.radius, "radius", positive=True)
+        if sees_scores(self.rule):
+            raise ValueError(f"rule is {self.rule}, which sees scores; pass a rule that sees loads only")
 
     def init(self, num_experts: int) -> State:
         """The memory of the rule inside."""
