@@ -31,6 +31,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FENCES = {
     "numba": ("kernels/", "exact/"),
     "torch": ("kernels/torch_.py", "training/"),
+    "tokenizers": ("datasets/text.py",),
     "transformers": ("training/trainer.py",),
     "triton": ("kernels/triton_.py",),
     "cvxpy": ("exact/cvxpy_.py",),

@@ -10,6 +10,7 @@ from alflb.sweep import Silent
 from experiments import _pages, _runner
 from experiments.__main__ import app
 from experiments._statistics import Finding, mean_interval
+from tests._extras import require
 
 ROOT = Path(_runner.__file__).parent.parent
 
@@ -18,6 +19,8 @@ ROOT = Path(_runner.__file__).parent.parent
 def test_experiment_at_smoke_size(name, tmp_path):
     module = _runner.load(name)
     assert module.CLAIM.endswith(".")
+    for package in getattr(module, "NEEDS", ()):
+        require(package)
     rows = _runner.run(name, tmp_path, Silent(), smoke=True, seeds=2)
     assert len(rows) >= 2 * len(module.SMOKE)
     assert {row["seed"] for row in rows} == {0, 1}
