@@ -38,7 +38,7 @@ def run(
     scheduler: SchedulerOption = None,
 ) -> None:
     """Run experiments, or what an interruption left of them; print what they found and draw their figures."""
-    chosen = _runner.experiment_names() if names == ["all"] else names
+    chosen = _runnable() if names == ["all"] else names
     for name in chosen:
         _runner.load(name)
     with open_executor(jobs, scheduler, err.print) as executor:
@@ -73,6 +73,15 @@ def report(
     if pages is not None:
         for page in _pages.update_pages(out, pages):
             print(page)
+
+
+def _runnable() -> list[str]:
+    """All experiments but those whose packages are not installed; says which it leaves out."""
+    lacking = {name: _runner.missing_packages(name) for name in _runner.experiment_names()}
+    for name, packages in lacking.items():
+        if packages:
+            err.print(f"{name} is left out: it needs {', '.join(packages)}", markup=False)
+    return [name for name, packages in lacking.items() if not packages]
 
 
 def _print_findings(name: str, findings: Sequence[Finding]) -> None:

@@ -8,7 +8,8 @@ An experiment is a module of this package with
 * ``run(cell, seed) -> rows``: measure one cell; a row is a flat dict;
 * ``findings(rows) -> [Finding]``: the numbers that bear the claim out or refute it, from saved rows only;
 * ``figure(rows) -> Figure``: drawn from saved rows only;
-* ``cost(cell) -> float``, optional: relative work, for the estimated time to go.
+* ``cost(cell) -> float``, optional: relative work, for the estimated time to go;
+* ``NEEDS``, optional: packages beyond the library's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -49,6 +51,11 @@ def load(name: str) -> ModuleType:
     if name not in experiment_names():
         raise unknown_name("experiment", name, experiment_names())
     return importlib.import_module(f"experiments.{name}")
+
+
+def missing_packages(name: str) -> list[str]:
+    """What an experiment needs, by its ``NEEDS``, and is not installed."""
+    return [package for package in getattr(load(name), "NEEDS", ()) if importlib.util.find_spec(package) is None]
 
 
 def cells_of(name: str, *, smoke: bool = False, seeds: int | None = None) -> list[Cell]:
