@@ -9,13 +9,14 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study study-smoke test lint types clean help
+.PHONY: study study-smoke test lint types docs clean help
 
 help:
 	@echo "make study        run the main job, leaves $(OUT)/report.html   (ARGS='--steps 500 ...' is passed on)"
 	@echo "make study-smoke  the same at toy size, in seconds, leaves $(OUT)-smoke/"
 	@echo "make test         run the tests"
 	@echo "make lint types   ruff and mypy"
+	@echo "make docs         build the documentation, leaves docs/_build/html"
 	@echo "make clean        remove the environment and all caches (reports stay)"
 
 study: $(READY)
@@ -34,6 +35,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+docs: $(VENV)/.ready-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -44,3 +48,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY)
+
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alflb.advice import advise as advise
     from alflb.datasets import LoadTrace as LoadTrace
     from alflb.datasets import RouterTrace as RouterTrace
+    from alflb.datasets import TraceError as TraceError
     from alflb.datasets import load_router_trace as load_router_trace
     from alflb.datasets import open_scores as open_scores
     from alflb.datasets import read_trace as read_trace
@@ -25,17 +26,21 @@ if TYPE_CHECKING:
     from alflb.duality import step_certificate as step_certificate
     from alflb.exact import AssignmentSolution as AssignmentSolution
     from alflb.exact import BatchedProblem as BatchedProblem
+    from alflb.exact import SolverError as SolverError
     from alflb.exact import StreamingSolution as StreamingSolution
     from alflb.exact import solve_exact as solve_exact
     from alflb.exact import solve_streaming as solve_streaming
+    from alflb.kernels import backend_names as backend_names
     from alflb.metrics import find_cycle as find_cycle
     from alflb.metrics import max_vio as max_vio
     from alflb.metrics import max_vio_global as max_vio_global
     from alflb.metrics import settling_time as settling_time
     from alflb.metrics import summary as summary
     from alflb.observers import make_observers as make_observers
+    from alflb.observers import observer_names as observer_names
     from alflb.population import GumbelTopOne as GumbelTopOne
     from alflb.population import IndependentScores as IndependentScores
+    from alflb.population import SampledScores as SampledScores
     from alflb.problem import AssignmentProblem as AssignmentProblem
     from alflb.routing import route as route
     from alflb.rules import make_rule as make_rule
@@ -59,10 +64,14 @@ _HOME = {
     "IndependentScores": "population",
     "LoadTrace": "datasets",
     "RouterTrace": "datasets",
+    "SampledScores": "population",
+    "SolverError": "exact",
     "Static": "streams",
     "StreamingSolution": "exact",
+    "TraceError": "datasets",
     "Trajectory": "simulation",
     "advise": "advice",
+    "backend_names": "kernels",
     "center": "duality",
     "diagnose": "diagnosis",
     "dual_value": "duality",
@@ -75,6 +84,7 @@ _HOME = {
     "make_stream": "streams",
     "max_vio": "metrics",
     "max_vio_global": "metrics",
+    "observer_names": "observers",
     "open_scores": "datasets",
     "read_trace": "datasets",
     "route": "routing",

@@ -351,6 +351,23 @@ def convert(
     out.print(f"wrote {target}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+@reports_errors
+def doctor(as_json: JsonOption = False) -> None:
+    """What this installation is and what it lacks; exit code 1 if something that alflb needs is not in order."""
+    from alflb.doctor import examine
+
+    found = examine()
+    if as_json:
+        print(json.dumps([item._asdict() for item in found]))
+    else:
+        _print_facts(
+            {item.name: item.state if item.fit else f"NOT IN ORDER: {item.state}" for item in found}, False, ""
+        )
+    if not all(item.fit for item in found):
+        raise SystemExit(1)
+
+
 def _open_trace(path: Path | None, array: str | None, top_k: int | None) -> RouterTrace:
     from dataclasses import replace
 

@@ -342,8 +342,8 @@ class _Grid:
 class GumbelTopOne(Population):
     r"""Scores a_k + Gumbel(0, 1) and K = 1, in closed form (claim C8): the golden population.
 
-    .. math:: f(p) = \log\sum_k e^{a_k + p_k} + \gamma_{Euler} - \tfrac1E\sum_k p_k,\qquad \pi = \mathrm{softmax}(a +
-    p).
+    .. math::
+       f(p) = \log\sum_k e^{a_k + p_k} + \gamma_{Euler} - \tfrac1E\sum_k p_k,\qquad \pi = \mathrm{softmax}(a + p).
 
     Parameters
     ----------

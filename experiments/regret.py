@@ -417,6 +417,7 @@ def _draw_regret(axis: Axes, arms: dict[Arm, list[Row]], title: str, name: Calla
         axis.fill_between(
             step_C, np.maximum(mean_C - half_C, 1e-9), mean_C + half_C, color=colour, alpha=0.2, linewidth=0
         )
+    axis.set_ylim(bottom=0.5 * min(np.mean([row["regret_C"][0] for row in chosen]) for chosen in arms.values()))
     axis.set(xlabel="step N", ylabel="pseudo-regret R$_N$ (score units per token)", title=title)
 
 

@@ -20,7 +20,7 @@ LAYERS = [
     ["streams", "exact", "observers"],
     ["rules"],
     ["simulation", "training"],
-    ["metrics", "describe", "sweep", "cluster", "advice", "diagnosis"],
+    ["metrics", "describe", "sweep", "cluster", "advice", "diagnosis", "doctor"],
     ["plotting", "study"],
     ["checks"],
     ["report"],
@@ -30,7 +30,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 FENCES = {
     "numba": ("kernels/", "exact/"),
-    "torch": ("kernels/torch_.py", "training/"),
+    "torch": ("kernels/torch_.py", "doctor.py", "training/"),
     "tokenizers": ("datasets/text.py",),
     "transformers": ("training/trainer.py",),
     "triton": ("kernels/triton_.py",),

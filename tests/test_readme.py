@@ -1,15 +1,11 @@
 """What the README and CONTRIBUTING tell a newcomer to do works as written."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from alflb.cli import app
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,28 +21,6 @@ def test_python_example_runs_and_balances():
     first, last = map(float, re.search(r"MaxVio (\S+) -> (\S+)", done.stdout).groups())
     assert first > 2.9
     assert last < 0.05
-
-
-def test_commands_exist_with_these_options():
-    commands = [
-        line
-        for file in ("README.md", "docs/trace-format.md")
-        for block in blocks(file, "sh")
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("alflb ")
-    ]
-    assert len(commands) >= 10
-    for line in commands:
-        name, *arguments = shlex.split(line, comments=True)[1:]
-        known = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "300"}).stdout
-        for option in (argument for argument in arguments if argument.startswith("--")):
-            assert f"{option} " in known, line
-
-
-def test_links_and_pictures_exist():
-    for file in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/trace-format.md", "docs/findings.md"):
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / file).read_text()):
-            assert ((ROOT / file).parent / target).exists(), f"{file} links to {target}"
 
 
 def test_contributing_example_is_a_working_rule(tmp_path):
@@ -67,7 +41,7 @@ def test_contributing_example_is_a_working_rule(tmp_path):
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 20
 
 
-@pytest.mark.parametrize("target", ["study", "test", "lint", "types", "help"])
+@pytest.mark.parametrize("target", ["study", "test", "lint", "types", "docs", "help"])
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "-n", target], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

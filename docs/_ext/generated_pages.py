@@ -1,0 +1,186 @@
+"""Pages written at every build from the code itself: the command line's reference and the gallery."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from pathlib import Path
+
+import typer
+from sphinx.application import Sphinx
+from typer.cli import get_docs_for_click
+from typer.core import TyperGroup
+
+import alflb
+from alflb.cli import app as alflb_app
+from alflb.io import write_text
+from experiments import _runner
+from experiments.__main__ import app as experiments_app
+from proofs_check.__main__ import _parser as proofs_parser
+from proofs_check.__main__ import claims
+
+os.environ["COLUMNS"] = "100"  # the width argparse and typer write help for
+
+_COMMAND_LINE_HEAD = """\
+# Command line
+
+Generated from the programs' own help. Exit codes and environment variables are on [their own page](environment.md).
+"""
+
+_NAMES_HEAD = """\
+# Names in `alflb`
+
+`import alflb` is quick: these are imported on first use. They are what most work needs; the modules have more.
+
+| name | what it is |
+|---|---|
+"""
+
+_GALLERY_PAGE = """\
+---
+file_format: mystnb
+kernelspec: {{name: python3, display_name: Python 3, language: python}}
+---
+
+# {name}
+
+{claim}
+
+Smoke size, executed when these pages were built: it shows what is drawn and how, and judges nothing.
+{pointer}
+
+```{{code-cell}} python
+:tags: [remove-cell]
+
+%matplotlib inline
+import sys
+sys.path.insert(0, {root!r})
+```
+
+```{{code-cell}} python
+import experiments.{name} as experiment
+
+rows = [
+    {{**cell, "seed": seed, **row}}
+    for cell in experiment.SMOKE
+    for seed in range(2)
+    for row in experiment.run(cell, seed)
+]
+experiment.figure(rows)
+```
+
+```{{code-cell}} python
+for finding in experiment.findings(rows)[:6]:
+    print("-", finding.statement)
+    print("  expected", finding.expected, "| measured", finding.measured)
+```
+
+:::{{dropdown}} The experiment, `experiments/{name}.py`
+```{{literalinclude}} ../../experiments/{name}.py
+:language: python
+```
+:::
+"""
+
+_GALLERY_PAGE_UNEXECUTED = """\
+# {name}
+
+{claim}
+
+It needs {needs}, so it is not executed when these pages are built: the figure is that of
+[its page](../experiments/{name}.md).
+
+![{claim}](../experiments/figures/{name}.png)
+
+:::{{dropdown}} The experiment, `experiments/{name}.py`
+```{{literalinclude}} ../../experiments/{name}.py
+:language: python
+```
+:::
+"""
+
+_GALLERY_INDEX = """\
+# Gallery
+
+Every experiment's figure, with the code that makes it. The pages are executed at smoke size when the site is built;
+the full size runs by `python -m experiments run NAME` and takes minutes on one core.
+
+```{{toctree}}
+:maxdepth: 1
+
+{names}
+```
+"""
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write what is generated, where it changed."""
+    source = Path(app.srcdir)
+    _write(source / "reference" / "cli.md", _command_line())
+    _write(source / "reference" / "names.md", _names())
+    names = _runner.experiment_names()
+    _write(source / "gallery" / "index.md", _GALLERY_INDEX.format(names="\n".join(names)))
+    for name in names:
+        _write(source / "gallery" / f"{name}.md", _gallery_page(name, source))
+
+
+def _gallery_page(name: str, source: Path) -> str:
+    module = _runner.load(name)
+    if needs := getattr(module, "NEEDS", ()):
+        return _GALLERY_PAGE_UNEXECUTED.format(name=name, claim=module.CLAIM, needs=" and ".join(needs))
+    page = source / "experiments" / f"{name}.md"
+    pointer = f"The full size is on [its page](../experiments/{name}.md)." if page.exists() else ""
+    return _GALLERY_PAGE.format(name=name, claim=module.CLAIM, pointer=pointer, root=str(source.parent))
+
+
+def _command_line() -> str:
+    parts = [_COMMAND_LINE_HEAD]
+    for name, program in (("alflb", alflb_app), ("python -m experiments", experiments_app)):
+        command = typer.main.get_command(program)
+        text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name=name), name=name)
+        parts.append(_whole_summaries(re.sub(r"^#", "##", text, flags=re.MULTILINE), command))
+    proofs = proofs_parser([module.CLAIM for module in claims()])
+    parts.append(f"## `python -m proofs_check`\n\n```text\n{proofs.format_help()}```\n")
+    return "\n".join(parts)
+
+
+def _whole_summaries(text: str, command: TyperGroup) -> str:
+    """The list of commands with their whole first lines, which typer cuts off."""
+    assert isinstance(command, TyperGroup)
+    for name, one in command.commands.items():
+        summary = (one.help or "").strip().splitlines()[0]
+        text = re.sub(
+            rf"^\* `{name}`: .*$", lambda _, words=summary, of=name: f"* `{of}`: {words}", text, flags=re.MULTILINE
+        )
+    return text
+
+
+def _names() -> str:
+    """Every public name, where it is described, and the first line of that."""
+    rows = []
+    for name in alflb.__all__:
+        if name != "__version__":
+            thing = getattr(alflb, name)
+            summary = (inspect.getdoc(thing) or "").splitlines()[0].replace("|", "\\|")
+            rows.append(f"| {{py:obj}}`~alflb.{alflb._HOME[name]}.{name}` | {summary} |")
+    return _NAMES_HEAD + "\n".join(rows) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, text)
+
+
+def link_contributing(app: Sphinx, docname: str, text: list[str]) -> None:
+    """CONTRIBUTING.md stands outside this folder; lead its links to the page that includes it."""
+    here = "../" * docname.count("/")
+    text[0] = text[0].replace(f"]({here}../CONTRIBUTING.md)", f"]({here}howto/extend.md)")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Write the pages before Sphinx looks for sources."""
+    app.connect("builder-inited", write_pages)
+    app.connect("source-read", link_contributing)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
