@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from alflb.cli import app as alflb
 from alflb.cluster import open_executor
 from alflb.io import read_rows
 from alflb.sweep import Outcome, Silent, run_cells
@@ -140,6 +141,20 @@ def test_jobs_start_a_local_cluster(tmp_path):
     CliRunner().invoke(app, ["run", "transfer", "--smoke", "--seeds", "1", "--out", str(tmp_path / "one")])
     rows = [(tmp_path / name / "transfer" / "rows.parquet").read_bytes() for name in ("one", "two")]
     assert rows[0] == rows[1]
+
+
+def test_the_study_is_the_same_from_a_cluster(cluster, tmp_path):
+    address, worker, *_ = cluster
+    worker()
+    study = ["study", "--smoke", "--steps", "5", "--step-sizes", "1e-2", "--rules", "sign"]
+    there = CliRunner().invoke(alflb, [*study, "--scheduler", address, "--out", str(tmp_path / "there")])
+    assert there.exit_code == 0, there.output
+    here = CliRunner().invoke(alflb, [*study, "--out", str(tmp_path / "here")])
+    assert here.exit_code == 0, here.output
+    files = sorted(path.relative_to(tmp_path / "here") for path in (tmp_path / "here" / "cells").iterdir())
+    assert files
+    for name in [Path("rows.parquet"), *files]:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
 
 
 def test_a_worker_killed_at_work_loses_nothing(cluster, tmp_path):
