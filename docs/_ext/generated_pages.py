@@ -106,11 +106,25 @@ _GALLERY_INDEX = """\
 Every experiment's figure, with the code that makes it. The pages are executed at smoke size when the site is built;
 the full size runs by `python -m experiments run NAME` and takes minutes on one core.
 
+::::{{grid}} 1 1 2 2
+{cards}
+::::
+
 ```{{toctree}}
-:maxdepth: 1
+:hidden:
 
 {names}
 ```
+"""
+
+_GALLERY_CARD = """\
+:::{{grid-item-card}} {name}
+:img-top: ../experiments/figures/{name}.png
+:link: {name}
+:link-type: doc
+
+{claim}
+:::
 """
 
 
@@ -120,7 +134,8 @@ def write_pages(app: Sphinx) -> None:
     _write(source / "reference" / "cli.md", _command_line())
     _write(source / "reference" / "names.md", _names())
     names = _runner.experiment_names()
-    _write(source / "gallery" / "index.md", _GALLERY_INDEX.format(names="\n".join(names)))
+    cards = "\n".join(_GALLERY_CARD.format(name=name, claim=_runner.load(name).CLAIM) for name in names)
+    _write(source / "gallery" / "index.md", _GALLERY_INDEX.format(cards=cards, names="\n".join(names)))
     for name in names:
         _write(source / "gallery" / f"{name}.md", _gallery_page(name, source))
 
