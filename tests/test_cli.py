@@ -224,6 +224,11 @@ def test_infeasible_is_exit_code_1(run, tmp_path):
     assert "balanced assignment" in only_error(run("solve", tmp_path / "s.npy", "--top-k", 1), code=1)
 
 
+def hear_interrupts():
+    """Jobs in the background of a shell are started deaf to SIGINT, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def command(*arguments):
     return [sys.executable, "-m", "alflb.cli", *map(str, arguments)]
 
@@ -235,7 +240,9 @@ class TestInterruptions:
     def test_ctrl_c_leaves_whole_files_and_the_study_goes_on(self, tmp_path):
         arguments = command("study", "--smoke", "--out", tmp_path / "r", "--steps", "400")
         cells = tmp_path / "r" / "cells"
-        with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(
+            arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=hear_interrupts
+        ) as process:
             for _ in range(3600):  # compiling for the first time takes a while
                 if cells.exists() and len(list(cells.glob("*.parquet"))) >= 4:
                     break

@@ -24,6 +24,11 @@ distributed = pytest.importorskip("distributed")
 ROOT = Path(_runner.__file__).parent.parent
 
 
+def hear_interrupts():
+    """Jobs in the background of a shell are started deaf to SIGINT, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def processes():
     """Start commands; whatever still runs at the end is killed."""
@@ -38,6 +43,7 @@ def processes():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
         started.append(process)
         return process

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 GENERATED = ("docs/_build/", "docs/gallery/", "docs/reference/cli.md", "docs/reference/names.md")
 """Written by the site's build, which runs their cells itself."""
 
-RUN_ELSEWHERE = {"docs/training.md": "tests/training/test_docs.py"}
+RUN_ELSEWHERE = {"docs/training.md": "tests/training/test_training_page.py"}
 """Pages whose packages not every environment has."""
 
 NOT_RUN = {
