@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from _processes import hear_interrupts
 from typer.testing import CliRunner
 
 import alflb
@@ -222,11 +223,6 @@ def test_infeasible_is_exit_code_1(run, tmp_path):
     scores[:, 0] = -np.inf
     np.save(tmp_path / "s.npy", scores)
     assert "balanced assignment" in only_error(run("solve", tmp_path / "s.npy", "--top-k", 1), code=1)
-
-
-def hear_interrupts():
-    """Jobs in the background of a shell are started deaf to SIGINT, and so are their children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command(*arguments):

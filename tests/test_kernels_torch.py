@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from _extras import require
+from _score_families import constant, denormal, distinct, forbidden, signed_zeros, tied
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,32 +40,8 @@ SHAPES = [
 DTYPES = [np.float32, np.float64]
 
 
-def distinct(rng, shape):
-    return rng.standard_normal(shape)
-
-
-def tied(rng, shape):
-    return rng.integers(0, 8, shape) / 1024
-
-
-def constant(rng, shape):
-    return np.zeros(shape)
-
-
-def forbidden(rng, shape):
-    return np.where(rng.random(shape) < 0.7, -np.inf, rng.integers(0, 99, shape) / 1024)
-
-
 def all_forbidden(rng, shape):
     return np.full(shape, -np.inf)
-
-
-def signed_zeros(rng, shape):
-    return np.where(rng.random(shape) < 0.5, -0.0, 0.0)
-
-
-def denormal(rng, shape):
-    return rng.integers(-4, 5, shape) * np.float64(np.finfo(np.float32).smallest_subnormal)
 
 
 def tied_at_the_bar(rng, shape):
