@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from alflb.datasets.traces import read_arrays
 from alflb.io import atomic_write
 from alflb.kernels import get_kernels
 from alflb.kernels.counting import LoadCounter
@@ -21,6 +20,7 @@ from alflb.observers import Observer, Step
 from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k, target_load_E
 from alflb.rules import HindsightRule, Rule, ScoreRule, sees_scores
 from alflb.streams import DrawnStream, Stream
+from alflb.traces.format import read_arrays
 
 
 @dataclass(frozen=True, eq=False)

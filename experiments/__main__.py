@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from alflb.cli import JobsOption, SchedulerOption, err, progress_bar, reports_errors
-from alflb.cli import out as console
-from alflb.cluster import open_executor
+from alflb.cli.app import JobsOption, SchedulerOption, err, progress_bar, reports_errors
+from alflb.cli.app import out as console
+from alflb.studies.executors import open_executor
 from experiments import _pages, _runner
 from experiments._statistics import Finding
 

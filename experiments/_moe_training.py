@@ -24,14 +24,14 @@ from torch.nn.functional import cross_entropy
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from alflb import duality
-from alflb.datasets import RouterTrace, write_trace
-from alflb.datasets.text import Corpus
 from alflb.exact import recertify, solve_exact
 from alflb.io import Row, atomic_write
 from alflb.problem import AssignmentProblem, target_load_E
 from alflb.rules import HindsightRule, Rule, ScoreRule
+from alflb.traces import RouterTrace, write_trace
 from alflb.training import LoadBalancer
 from experiments._moe_settings import Arm, Size
+from experiments._text import Corpus
 
 
 def build_model(size: Size, vocab_size: int, seed: int) -> Any:

@@ -30,7 +30,7 @@ from alflb import plotting
 from alflb.io import Row, read_rows, write_rows
 from alflb.problem import check_count
 from alflb.registry import unknown_name
-from alflb.sweep import Advance, Cell, Outcome, Progress, run_cells
+from alflb.studies.sweep import Advance, Cell, Outcome, Progress, run_cells
 from experiments._statistics import Finding
 
 SMOKE_SEEDS = 2
@@ -42,8 +42,8 @@ _OWN = ("experiment", "code", "seed")
 
 def experiment_names() -> list[str]:
     """Every experiment: the public modules of this package."""
-    modules = [module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.name.startswith("_")]
-    return sorted(name for name in modules if not name.startswith("bench_"))
+    modules = pkgutil.iter_modules(experiments.__path__)
+    return sorted(module.name for module in modules if not module.ispkg and not module.name.startswith("_"))
 
 
 def load(name: str) -> ModuleType:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from scipy.stats import logistic
 
 from alflb import make_rule
-from alflb.diagnosis import diagnose
 from alflb.exact import solve_exact
 from alflb.io import Row
 from alflb.kernels import get_kernels
@@ -33,6 +32,7 @@ from alflb.problem import AssignmentProblem
 from alflb.rules import HindsightRule, Rule
 from alflb.streams.drift import Drift
 from alflb.streams.logistic import Logistic
+from alflb.training.diagnosis import diagnose
 from experiments._statistics import Estimate, Finding, mean_interval
 
 CLAIM = "Every fault that hurts balance leaves a mark that a check of the log finds, and healthy runs raise no alarm."

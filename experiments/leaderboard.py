@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from alflb import duality, load_router_trace, make_rule, make_stream, metrics, rule_names, simulate, solve_exact
-from alflb.datasets import RouterTrace
 from alflb.io import Row, write_text
 from alflb.kernels import get_kernels
 from alflb.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
@@ -38,6 +37,7 @@ from alflb.streams import Stream, stream_names
 from alflb.streams.linear_router import sigmoid
 from alflb.streams.logarithm import LogScores
 from alflb.streams.trace import TraceReplay
+from alflb.traces import RouterTrace
 from experiments._runner import saved_rows
 from experiments._statistics import Estimate, Finding, mean_interval
 

@@ -19,7 +19,6 @@ from scipy import stats
 
 from alflb import load_router_trace, make_rule, make_stream, metrics, simulate, solve_exact
 from alflb.bounds import TRACKING_RULES, TargetMotion, best_tracking_step, tracking_cost
-from alflb.datasets import RouterTrace
 from alflb.duality import center
 from alflb.io import Row
 from alflb.observers import make_observers
@@ -28,6 +27,7 @@ from alflb.population import GumbelTopOne, IndependentScores, SampledScores
 from alflb.problem import AssignmentProblem
 from alflb.streams import Stream
 from alflb.streams.drift import Drift
+from alflb.traces import RouterTrace
 from experiments._oracle import gumbel_values, logistic_values
 from experiments._statistics import Finding, mean_interval
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from alflb import advise, load_router_trace, make_rule, make_stream, max_vio, simulate
-from alflb.cli import app
+from alflb.cli.app import app
 from alflb.streams import Static
 
 

@@ -13,35 +13,33 @@ ROOT = Path(alflb.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
-    ["problem", "registry", "templates"],
+    ["problem", "registry"],
     ["schedules", "threads", "precision"],
     ["io", "bounds", "kernels"],
-    ["duality", "datasets", "population", "routing"],
+    ["duality", "traces", "population"],
     ["streams", "exact", "observers"],
     ["rules"],
     ["simulation", "training"],
-    ["metrics", "describe", "sweep", "cluster", "advice", "diagnosis", "doctor"],
-    ["plotting", "study"],
-    ["checks"],
-    ["report"],
+    ["metrics"],
+    ["advice", "plotting"],
+    ["studies"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 FENCES = {
     "numba": ("kernels/", "exact/"),
-    "torch": ("kernels/torch_.py", "doctor.py", "training/"),
-    "tokenizers": ("datasets/text.py",),
+    "torch": ("kernels/torch_.py", "cli/doctor.py", "training/"),
     "transformers": ("training/trainer.py",),
     "triton": ("kernels/triton_.py",),
-    "cvxpy": ("exact/cvxpy_.py",),
-    "highspy": ("exact/highs.py",),
-    "ortools": ("exact/_flow_worker.py",),
-    "matplotlib": ("plotting.py", "report.py"),
+    "cvxpy": ("exact/reference/cvxpy_.py",),
+    "highspy": ("exact/reference/highs.py",),
+    "ortools": ("exact/reference/_flow_worker.py",),
+    "matplotlib": ("plotting.py", "studies/report.py"),
     "pyarrow": ("io.py",),
-    "distributed": ("cluster.py",),
-    "typer": ("cli.py",),
-    "rich": ("cli.py",),
+    "distributed": ("studies/executors.py",),
+    "typer": ("cli/",),
+    "rich": ("cli/",),
 }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from alflb.exact._facade import method_names, solve_exact
-from alflb.exact._pooled import StreamingSolution, solve_streaming
-from alflb.exact._solution import AssignmentSolution, Quantisation, Residuals, SolverError, certify, recertify
 from alflb.exact.batched import BatchedProblem
+from alflb.exact.results import AssignmentSolution, Quantisation, Residuals, SolverError, certify, recertify
+from alflb.exact.streaming.pooled import StreamingSolution, solve_streaming
 
 __all__ = [
     "AssignmentSolution",

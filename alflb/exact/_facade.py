@@ -6,15 +6,15 @@ import importlib
 
 from numpy.typing import ArrayLike
 
-from alflb.exact._solution import AssignmentSolution, certify
 from alflb.exact.batched import BatchedProblem
+from alflb.exact.results import AssignmentSolution, certify
 from alflb.problem import AssignmentProblem
 from alflb.registry import unknown_name
 
 _MODULES = {
-    "cvxpy": "alflb.exact.cvxpy_",
-    "highs": "alflb.exact.highs",
-    "mincostflow": "alflb.exact.mincostflow",
+    "cvxpy": "alflb.exact.reference.cvxpy_",
+    "highs": "alflb.exact.reference.highs",
+    "mincostflow": "alflb.exact.reference.mincostflow",
     "screen": "alflb.exact.screening",
 }
 

@@ -29,9 +29,9 @@ class Bip(PerBatchRule):
     rises. Where they bind, as for scores that may be negative (logits), it can stop short of balance.
 
     Prices carried from batch to batch as they are rise all together (by 0.01 a batch on gates, measured), until
-    after some 80 batches p >= 0 binds and balance is lost (`tests/test_quantiles.py`). So they are carried shifted, the
-    least of them at zero, which routes alike; that is ours. At exact balance no token moves if no token ties
-    at its top-K boundary and, with the largest bias at zero, every token's (K+1)-th biased score is >= 0.
+    after some 80 batches p >= 0 binds and balance is lost (`tests/rules/test_quantiles.py`). So they are carried
+    shifted, the least of them at zero, which routes alike; that is ours. At exact balance no token moves if no token
+    ties at its top-K boundary and, with the largest bias at zero, every token's (K+1)-th biased score is >= 0.
 
     Source: Sun, arXiv 2502.15451; formula from rules.md. It sees a batch before routing it, as no rule can that is used
     on the next batch, and it looks at all tokens, also later ones (not causal).

@@ -29,7 +29,8 @@ class QuantileBalancing(AfterBatchRule):
     -----
     Each round is block descent on the dual, so D never rises on the batch it is made from (`rules/_quantiles.py`), and
     nothing limits how far a bias moves. **Rounds need not reach the minimum**: the dual has kinks, at which both
-    halves of a round can stand still above it (three tokens and three experts are enough, tests/test_quantiles.py).
+    halves of a round can stand still above it (three tokens and three experts are enough,
+    tests/rules/test_quantiles.py).
     An exponential average of the biases is `damped_qb` with gain 1 - beta. At
     exact balance with no ties at the top-K boundary the bias may still move, but no token does, and a second update
     moves nothing: chosen pairs stay above alpha_i and the others rise to it at most.

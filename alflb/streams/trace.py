@@ -9,10 +9,10 @@ from functools import cached_property
 
 import numpy as np
 
-from alflb.datasets import RouterTrace, load_router_trace
 from alflb.problem import FloatArray, check_count
 from alflb.registry import unknown_name
 from alflb.streams._base import STREAMS, seeded
+from alflb.traces import RouterTrace, load_router_trace
 
 _ORDERS = ("text", "batches", "shuffled")
 _DEFAULT_TOKENS = 2048

@@ -14,9 +14,9 @@ from torch import nn
 from alflb.problem import check_bias, check_count, target_load_E
 from alflb.rules import Rule, State, make_rule, sees_scores
 from alflb.schedules import Schedule
-from alflb.training.report import LayerReport, StepReport
+from alflb.training.memory import pack, unpack
 from alflb.training.routers import Router, find_routers
-from alflb.training.states import pack, unpack
+from alflb.training.step_report import LayerReport, StepReport
 
 _FORMAT = "alflb.training.LoadBalancer"
 _VERSION = 1

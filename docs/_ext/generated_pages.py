@@ -13,7 +13,7 @@ from typer.cli import get_docs_for_click
 from typer.core import TyperGroup
 
 import alflb
-from alflb.cli import app as alflb_app
+from alflb.cli.app import app as alflb_app
 from alflb.io import write_text
 from experiments import _runner
 from experiments.__main__ import app as experiments_app

@@ -26,8 +26,8 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from alflb import duality
-from alflb.exact._solution import AssignmentSolution, Quantisation, Residuals
 from alflb.exact.batched import BatchedProblem
+from alflb.exact.results import AssignmentSolution, Quantisation, Residuals
 from alflb.exact.screening.certificate import Certificate
 from alflb.exact.screening.solver import find_optimum
 from alflb.exact.screening.sources import ArraySource, BatchSource, ScoreSource

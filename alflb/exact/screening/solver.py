@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.exact._solution import SolverError
+from alflb.exact.results import SolverError
 from alflb.exact.screening.certificate import Certificate, certify_optimum
 from alflb.exact.screening.guess import BiasGuess, guess_bias
 from alflb.exact.screening.settle import settle

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact._facade import solve_exact
-from alflb.exact._solution import SolverError
+from alflb.exact.results import SolverError
 from alflb.exact.streaming.flow_kernels import balance
 from alflb.exact.streaming.passes import NUM_BINS, Routing
 from alflb.problem import AssignmentProblem

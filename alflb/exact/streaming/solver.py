@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from alflb import duality
 from alflb.exact._facade import solve_exact
-from alflb.exact._pooled import MapBatches, Pass, StreamingSolution, relative_gap
-from alflb.exact._solution import SolverError
 from alflb.exact.batched import BatchedProblem
+from alflb.exact.results import SolverError
 from alflb.exact.screening.units import target_units
 from alflb.exact.streaming.passes import (
     AnySummary,
@@ -26,6 +25,7 @@ from alflb.exact.streaming.passes import (
     SurveyTask,
     reduce_pass,
 )
+from alflb.exact.streaming.pooled import MapBatches, Pass, StreamingSolution, relative_gap
 from alflb.exact.streaming.repair import Repair, balance_by_swaps, bin_edges, reassign_closest
 from alflb.problem import AssignmentProblem, FloatArray, check_target, check_top_k
 

@@ -1,0 +1,133 @@
+"""What this installation is, and what it lacks: versions, threads, the compiled kernels' cache, a GPU, extras."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+from alflb import __version__
+from alflb.io import provenance
+from alflb.threads import num_threads
+
+
+class Examined(NamedTuple):
+    """One thing looked at."""
+
+    name: str
+    state: str
+    """What it is, in words."""
+    fit: bool
+    """False: something that alflb needs is missing or too old. Extras are never needed."""
+
+
+def examine() -> list[Examined]:
+    """Everything worth knowing before asking for help, in the order to read it.
+
+    Raises
+    ------
+    ValueError
+        If alflb runs from a folder of its source without being installed: what it needs is then not known.
+
+    Examples
+    --------
+    >>> found = {item.name: item for item in examine()}
+    >>> found["numpy"].fit
+    True
+    """
+    if _installed("alflb") is None:
+        raise ValueError("alflb is not installed, only its source is on the path; install it by: pip install -e .")
+    return [
+        Examined("python", f"{provenance()['python']}, {provenance()['machine']}", True),
+        Examined("alflb", _own_version(), True),
+        *_required(),
+        Examined("threads", f"{num_threads()} on {_usable_cores()} usable cores", True),
+        _kernel_cache(),
+        _gpu(),
+        *_extras(),
+    ]
+
+
+def _own_version() -> str:
+    home = Path(__file__).parents[1]
+    return f"{__version__}, commit {provenance()['commit']}, {home}"
+
+
+def _required() -> list[Examined]:
+    """The packages that alflb needs, and whether they are there and new enough."""
+    found = []
+    for requirement in _requirements(extra=""):
+        version = _installed(requirement.name)
+        state = f"{version or 'missing'} (needs {requirement.specifier})"
+        fit = version is not None and requirement.specifier.contains(version, prereleases=True)
+        found.append(Examined(requirement.name, state, fit))
+    return found
+
+
+def _requirements(extra: str) -> list[Requirement]:
+    """What the installed package, or an extra of it, requires; extras of ours in there are followed."""
+    every = [Requirement(text) for text in importlib.metadata.requires("alflb") or ()]
+    base = [one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})]
+    if not extra:
+        return base
+    found: list[Requirement] = []
+    for one in every:
+        if one not in base and one.marker is not None and one.marker.evaluate({"extra": extra}):
+            if one.name == "alflb":
+                found += [other for inner in sorted(one.extras) for other in _requirements(inner)]
+            else:
+                found.append(one)
+    return found
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _kernel_cache() -> Examined:
+    """Compiled kernels are kept on disk; without that every process compiles anew, for tens of seconds."""
+    try:
+        from alflb.kernels import _compiled
+    except RuntimeError as error:  # numba's, when it finds no folder to write to
+        return Examined("kernel cache", f"none ({error}); set NUMBA_CACHE_DIR to a folder that can be written", False)
+    folder = Path(_compiled.route_chunks.stats.cache_path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        state = f"{folder} cannot be written ({error.strerror}); set NUMBA_CACHE_DIR to a folder that can"
+        return Examined("kernel cache", state, False)
+    compiled = len(list(folder.glob("*.nbi")))
+    return Examined("kernel cache", f"{folder}, can be written, {compiled} functions in it", True)
+
+
+def _gpu() -> Examined:
+    if _installed("torch") is None:
+        return Examined("GPU", "not looked for: torch is not installed", True)
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Examined("GPU", ", ".join(names) or "none that torch can use", True)
+
+
+def _extras() -> list[Examined]:
+    """Each optional extra: there, or what it lacks and how to get it."""
+    names = importlib.metadata.metadata("alflb").get_all("Provides-Extra") or []
+    found = []
+    for extra in sorted(names):
+        lacking = [one.name for one in _requirements(extra) if _installed(one.name) is None]
+        how = f"lacks {', '.join(lacking)}: pip install 'alflb[{extra}]'"
+        found.append(Examined(f"extra {extra}", how if lacking else "there", True))
+    return found

@@ -1,0 +1,39 @@
+"""The reference: the LP as the theory page writes it, stated in cvxpy and handed to HiGHS.
+
+``0 <= x <= 1`` is given as bounds of the variable and presolve is off: as constraints, and with HiGHS's search
+for dependent equations, the same problem takes twenty times as long.
+"""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from alflb.exact.reference._scaling import normalised_scores
+from alflb.exact.results import SolverError
+from alflb.problem import AssignmentProblem
+
+
+def solve(problem: AssignmentProblem) -> tuple[csr_array, NDArray[np.float64]]:
+    """Optimal plan and bias of the LP, as cvxpy returns them."""
+    gamma, allowed, scale = normalised_scores(problem)
+    x = cp.Variable(gamma.shape, bounds=[0, allowed.astype(np.float64)])
+    one_token = cp.sum(x, axis=1) == problem.top_k
+    balance = cp.sum(x, axis=0) == problem.target_E
+    lp = cp.Problem(cp.Maximize(cp.sum(cp.multiply(gamma, x))), [one_token, balance])
+    try:
+        lp.solve(
+            solver=cp.HIGHS,
+            presolve="off",
+            primal_feasibility_tolerance=1e-9,
+            dual_feasibility_tolerance=1e-9,
+        )
+    except cp.SolverError as error:
+        raise SolverError(f"cvxpy: {error}") from None
+    if lp.status != cp.OPTIMAL:
+        raise SolverError(f"cvxpy ended with status {lp.status}; with -inf scores a balanced assignment may not exist")
+    # cvxpy's Lagrangian of a maximisation adds dual * (lhs - rhs) to -objective: the price of expert k is the dual,
+    # and a bias is minus a price.
+    return csr_array(x.value), -scale * np.asarray(balance.dual_value)

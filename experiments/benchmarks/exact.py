@@ -1,0 +1,182 @@
+"""How long the exact optimum takes: our solver against min-cost flow and a modelling layer, on the same instances.
+
+Run as ``python -m experiments.benchmarks.exact`` (some minutes; ``--large`` adds sizes no peer can do). All
+solvers run on one thread, interleaved instance by instance, and every time is from scores to answer. Times of
+OR-Tools are those of building and solving the network inside a process of its own (its wheel and highspy's cannot
+be loaded together), without starting the process and without our certificate. The floor is one read of the
+scores, ``scores.max()``, measured in the same run. The table goes to ``docs/benchmarks/exact.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from alflb.exact import solve_exact
+from alflb.problem import AssignmentProblem, FloatArray
+from experiments.benchmarks._bench import machine, milliseconds, ratio, scaling_figure, table, take_turns, write_page
+
+FAMILIES = ("uniform", "skewed", "decimals")
+SIZES = ((4096, 64, 6), (16384, 64, 8), (65536, 256, 8))
+LARGE_SIZES = ((262144, 256, 8), (4194304, 64, 8))
+FLOW_MOST_PAIRS = 2**24
+"""Pairs up to which OR-Tools is run; it needs some 100 bytes and several microseconds for each."""
+CVXPY_MOST_PAIRS = 2**18
+
+_FLOW_PEER = """
+import sys, time
+import numpy as np
+from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
+costs, targets, top_k, repeats = (np.load(sys.argv[1])[name] for name in ("costs", "targets", "top_k", "repeats"))
+num_tokens, num_experts = costs.shape
+for _ in range(repeats):
+    start = time.perf_counter()
+    flow = SimpleMinCostFlow()
+    tokens, experts = np.divmod(np.arange(costs.size), num_experts)
+    arcs = flow.add_arcs_with_capacity_and_unit_cost(
+        tokens, num_tokens + experts, np.ones(costs.size, dtype=np.int64), costs.ravel()
+    )
+    supplies = np.concatenate([np.full(num_tokens, top_k), -targets])
+    flow.set_nodes_supplies(np.arange(num_tokens + num_experts), supplies)
+    assert flow.solve() == flow.OPTIMAL
+    print(time.perf_counter() - start, flow.optimal_cost())
+"""
+
+
+OURS, FLOOR = "ours", "one read (floor)"
+
+Timings = dict[str, list[float]]
+
+
+def make_scores(family: str, num_tokens: int, num_experts: int) -> FloatArray:
+    """Float32 scores: uniform; a sigmoid linear router with uneven experts; the same rounded to two decimals."""
+    rng = np.random.default_rng(0)
+    if family == "uniform":
+        return rng.random((num_tokens, num_experts), dtype=np.float32)
+    weights_HE = rng.standard_normal((64, num_experts), dtype=np.float32) / 8
+    offset_E = rng.standard_normal(num_experts, dtype=np.float32)
+    scores_TE = 1 / (1 + np.exp(-(rng.standard_normal((num_tokens, 64), dtype=np.float32) @ weights_HE + offset_E)))
+    return np.round(scores_TE, 2) if family == "decimals" else scores_TE
+
+
+def time_flow(problem: AssignmentProblem, value: float) -> list[float]:
+    """OR-Tools' SimpleMinCostFlow on scores scaled by 2^24, checked against the value we found."""
+    repeats = 3 if problem.scores_TE.size <= 2**20 else 1
+    costs = np.rint(-problem.scores_TE.astype(np.float64) * 2.0**24).astype(np.int64)
+    targets = problem.target_E.astype(np.int64)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "instance.npz"
+        np.savez(path, costs=costs, targets=targets, top_k=problem.top_k, repeats=repeats)
+        child = subprocess.run(
+            [sys.executable, "-c", _FLOW_PEER, str(path)], capture_output=True, text=True, check=True
+        )
+    rows = [tuple(map(float, line.split())) for line in child.stdout.splitlines()]
+    rounding = problem.num_tokens * problem.top_k * 2.0**-25
+    if any(abs(-cost / 2.0**24 - value) > rounding for _, cost in rows):
+        raise RuntimeError(f"OR-Tools found {-rows[0][1] / 2.0**24}, we found {value}")
+    return [seconds for seconds, _ in rows]
+
+
+def time_cvxpy(problem: AssignmentProblem, value: float) -> list[float]:
+    """Cvxpy with HiGHS and default settings, 0 <= x <= 1 written as constraints; one run, since it is slow."""
+    import cvxpy as cp
+
+    start = time.perf_counter()
+    x = cp.Variable(problem.scores_TE.shape)
+    constraints = [x >= 0, x <= 1, cp.sum(x, axis=1) == problem.top_k, cp.sum(x, axis=0) == problem.target_E]
+    optimum = cp.Problem(cp.Maximize(cp.sum(cp.multiply(problem.scores_TE, x))), constraints).solve(solver=cp.HIGHS)
+    seconds = time.perf_counter() - start
+    if abs(optimum - value) > 1e-6 * abs(value):
+        raise RuntimeError(f"cvxpy found {optimum}, we found {value}")
+    return [seconds]
+
+
+PEERS: list[tuple[str, str, int, Callable[[AssignmentProblem, float], list[float]]]] = [
+    ("OR-Tools flow", "ortools", FLOW_MOST_PAIRS, time_flow),
+    ("cvxpy + HiGHS", "cvxpy", CVXPY_MOST_PAIRS, time_cvxpy),
+]
+
+
+def bench_instance(family: str, size: tuple[int, int, int], with_peers: bool) -> tuple[list[str], Timings]:
+    """One row of the table, and the timings behind it."""
+    num_tokens, num_experts, top_k = size
+    problem = AssignmentProblem(make_scores(family, num_tokens, num_experts), top_k)
+    value, extra = solve_tracing_memory(problem)
+    contenders = {OURS: lambda: solve_exact(problem, method="screen"), FLOOR: lambda: problem.scores_TE.max()}
+    timings = take_turns(contenders, turns=9, seconds_each=5.0)
+    pairs = num_tokens * num_experts
+    for name, package, most_pairs, time_peer in PEERS:
+        if with_peers and pairs <= most_pairs and importlib.util.find_spec(package) is not None:
+            timings[name] = time_peer(problem, value)
+    cells = [family, f"{size}", milliseconds(timings[OURS]), ratio(timings[OURS], timings[FLOOR])]
+    cells.append(f"{extra / problem.scores_TE.nbytes:.0%}")
+    for name, *_ in PEERS:
+        cells += [milliseconds(timings[name]), ratio(timings[name], timings[OURS])] if name in timings else ["-", "-"]
+    return cells, timings
+
+
+def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
+    """The optimal value, and the most memory allocated at any time while solving, bytes."""
+    solve_exact(problem, method="screen")
+    tracemalloc.start()
+    value = solve_exact(problem, method="screen").value
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return value, peak
+
+
+def curves(measured: dict[tuple[str, int], Timings]) -> dict[str, tuple[list[float], list[float]]]:
+    """Medians against the number of scores: ours for each family, peers and floor for all families together."""
+    points: dict[str, dict[int, list[float]]] = {}
+    for (family, pairs), timings in measured.items():
+        for name, seconds in timings.items():
+            label = f"{OURS}, {family}" if name == OURS else name
+            points.setdefault(label, {}).setdefault(pairs, []).append(statistics.median(seconds))
+    return {
+        label: ([float(pairs) for pairs in by_size], [statistics.median(times) for times in by_size.values()])
+        for label, by_size in points.items()
+    }
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description="Time the exact solver against its peers.")
+    parser.add_argument("--large", action="store_true", help="add sizes that no peer can do")
+    parser.add_argument("--no-peers", action="store_true", help="time our solver alone")
+    options = parser.parse_args()
+    rows, measured = [], {}
+    for size in SIZES + (LARGE_SIZES if options.large else ()):
+        for family in FAMILIES:
+            cells, timings = bench_instance(family, size, not options.no_peers)
+            rows.append(cells)
+            measured[family, size[0] * size[1]] = timings
+            print(*cells, sep=" | ", flush=True)
+    header = ["scores", "T, E, K", "ours, ms", "x floor", "extra memory"]
+    header += [words for name, *_ in PEERS for words in (f"{name}, ms", "x ours")]
+    sections = [
+        "# Time to the certified optimum",
+        "Written by `python -m experiments.benchmarks.exact`; its docstring says what is measured. Times are median\n"
+        '(minimum - maximum). "x floor": multiples of one read of the scores. "extra memory": peak allocation while\n'
+        'solving, against the size of the scores. "x ours": the peer\'s median over ours.',
+        machine() + " One thread.",
+        table(header, rows),
+    ]
+    panels = {"scores T x E": curves(measured)}
+    write_page("exact", sections, scaling_figure(panels, FLOOR, "seconds, median"))
+
+
+if __name__ == "__main__":
+    main()

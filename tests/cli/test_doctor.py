@@ -1,0 +1,71 @@
+import importlib.metadata
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from alflb.cli import doctor
+from alflb.cli.app import app
+from alflb.kernels import _compiled
+
+
+def found():
+    return {item.name: item for item in doctor.examine()}
+
+
+def test_everything_needed_is_in_order_here():
+    items = found()
+    assert all(item.fit for item in items.values())
+    needed = {"numpy", "scipy", "numba", "cvxpy", "highspy", "typer"}
+    assert needed <= set(items)
+    assert items["numpy"].state.startswith(importlib.metadata.version("numpy"))
+
+
+def test_a_package_that_is_missing_or_too_old_is_found(monkeypatch):
+    versions = {"numpy": "1.26.4", "rich": None}
+    real = doctor._installed
+    monkeypatch.setattr(doctor, "_installed", lambda name: versions[name] if name in versions else real(name))
+    items = found()
+    assert not items["numpy"].fit
+    assert "1.26.4 (needs >=2" in items["numpy"].state
+    assert not items["rich"].fit
+    assert items["rich"].state.startswith("missing")
+    assert items["scipy"].fit
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 1
+
+
+def test_extras_follow_each_other_and_say_what_they_lack(monkeypatch):
+    names = {one.name for one in doctor._requirements("models")}
+    assert {"torch", "transformers"} <= names
+    real = doctor._installed
+    monkeypatch.setattr(doctor, "_installed", lambda name: None if name == "ortools" else real(name))
+    items = found()
+    assert items["extra flow"].state == "lacks ortools: pip install 'alflb[flow]'"
+    assert "ortools" in items["extra bench"].state
+    assert items["extra flow"].fit, "nothing that is optional is a fault"
+
+
+def test_a_cache_that_cannot_be_written_is_found(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+
+    class Stats:
+        cache_path = str(tmp_path / "file" / "cache")
+
+    class Compiled:
+        stats = Stats
+
+    monkeypatch.setattr(_compiled, "route_chunks", Compiled)
+    cache = found()["kernel cache"]
+    assert not cache.fit
+    assert "set NUMBA_CACHE_DIR" in cache.state
+
+
+def test_source_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setattr(doctor, "_installed", lambda name: None)
+    with pytest.raises(ValueError, match="pip install -e"):
+        doctor.examine()
+
+
+def test_json_has_the_same():
+    printed = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert [item["name"] for item in printed] == [item.name for item in doctor.examine()]
