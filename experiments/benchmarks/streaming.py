@@ -3,8 +3,8 @@
 Run as ``python -m experiments.benchmarks.streaming`` (some ten minutes; ``--tokens`` makes it smaller). The scores lie
 in a temporary file, float32, and are read from it batch by batch in each pass, so that the time is the solvers' and not
 the generators'. "exact" is `solve_exact` on the same `BatchedProblem` in the same run: exact, but it keeps undecided
-tokens in memory. Memory is the peak of what Python and numpy allocate while solving (tracemalloc), a batch of scores included.
-Compilation is done beforehand on a small problem. The page goes to ``docs/benchmarks/streaming.md``.
+tokens in memory. Memory is the peak of what Python and numpy allocate while solving (tracemalloc), a batch of scores
+included. Compilation is done beforehand on a small problem. The page goes to ``docs/benchmarks/streaming.md``.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def main() -> None:
         "# Bounds of the pooled problem",
         "Written by `python -m experiments.benchmarks.streaming`; its docstring says what is measured. The solver\n"
         f"stops at a relative gap of {TOLERANCE:g}. Distances from LP* are relative to LP*, which `solve_exact`\n"
-        "found in the same run; it sums values plainly, so distances below 1e-11 are its rounding. Passes count the survey.",
+        "found in the same run; it sums values plainly, so distances below 1e-11 are its rounding. Passes count the\n"
+        "survey.",
         machine() + " One thread.",
         table(header, rows),
     ]

@@ -26,6 +26,7 @@ def test_python_example_runs_and_balances():
 def test_contributing_example_is_a_working_rule(tmp_path):
     """Drop the example in as one file: it registers itself and passes the generic suite."""
     (code,) = blocks("CONTRIBUTING.md", "python")
+    test = ROOT / "tests" / "rules" / "test_every_rule.py"
     script = (
         "import importlib.util, pytest, sys\n"
         "import alflb.rules\n"
@@ -33,7 +34,7 @@ def test_contributing_example_is_a_working_rule(tmp_path):
         "module = sys.modules['clipped'] = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"
         "assert 'clipped' in alflb.rules.rule_names()\n"
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(ROOT / 'tests' / 'rules' / 'test_every_rule.py')!r}]))\n"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(test)!r}]))\n"
     )
     (tmp_path / "clipped.py").write_text(code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
