@@ -29,7 +29,7 @@ def describe_solution(problem: AssignmentProblem, solution: AssignmentSolution) 
         "residual_picks": solution.residuals.picks,
         "residual_load": solution.residuals.load,
         "residual_slackness": solution.residuals.slackness,
-        **_quantisation_facts(solution),
+        **_quantization_facts(solution),
         "unbalanced_topk_affinity": greedy_affinity,
         "max_vio_bias_0": float(greedy.load_E.max() / problem.target_load - 1.0),
         "bias_spread": duality.spread(solution.bias_E),
@@ -37,7 +37,7 @@ def describe_solution(problem: AssignmentProblem, solution: AssignmentSolution) 
     }
 
 
-def _quantisation_facts(solution: AssignmentSolution) -> Row:
+def _quantization_facts(solution: AssignmentSolution) -> Row:
     """The grid of an integer solver: exact for the scores as given if lossless, else within value_bound."""
     if solution.quantisation is None:
         return {}
