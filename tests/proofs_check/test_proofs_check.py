@@ -309,6 +309,14 @@ BOUNDS = {
     "half the loss": ("affinity_loss_bound", lambda v, s: v * s / 4, ["C6"]),
     "no distance": ("constant_step_gap", lambda d, n, eta, g: eta * g / 2, ["C10"]),
     "a quarter of eta G^2": ("constant_step_gap", lambda d, n, eta, g: d / (2 * eta * n) + eta * g / 4, ["C10"]),
+    "spread within rho": ("bias_spread_bound", lambda start, rho, u: max(start, rho), ["C11"]),
+    "spread without the start": ("bias_spread_bound", lambda start, rho, u: rho + 2 * u, ["C11"]),
+    "regret of K picks only": (
+        "adversarial_regret",
+        lambda rho, n, e, k: 0.4 * rho * (n * k * (e - k)) ** 0.5,
+        ["C12"],
+    ),
+    "a pull too strong": ("sign_pull", lambda t, e, r: 1e3, ["C13"]),
 }
 
 
