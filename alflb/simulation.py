@@ -18,7 +18,7 @@ from alflb.kernels import get_kernels
 from alflb.kernels.counting import LoadCounter
 from alflb.observers import Observer, Step
 from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k, target_load_E
-from alflb.rules import HindsightRule, Rule, ScoreRule, sees_scores
+from alflb.rules import Observation, Rule, Sight
 from alflb.streams import DrawnStream, Stream
 from alflb.traces.format import read_arrays
 
@@ -155,25 +155,24 @@ def simulate(
     counter = LoadCounter(kernels, top_k)
     previous: Step | None = None
     static = True
-    score_rule = rule if isinstance(rule, ScoreRule) else None
-    hindsight_rule = rule if isinstance(rule, HindsightRule) else None
-    as_arrays = bool(observers) or sees_scores(rule)
+    as_arrays = bool(observers) or rule.sees is not Sight.LOADS
     for n, batch in enumerate(_batches(stream, seed, num_steps, as_arrays=as_arrays)):
-        if score_rule is not None:
-            bias_NE[n] = score_rule.route_with(batch, bias_NE[n], target_E, top_k)
+        scores: dict[str, Any] = {"scores_TE": batch, "top_k": top_k} if as_arrays else {}
+        drafted_E = bias_NE[n]
+        routed_E, state = rule.before_routing(drafted_E, Observation(n + 1, target_E, **scores), state)
+        bias_NE[n] = routed_E
         step = Step(n + 1, batch, top_k, target_E, bias_NE[n], bias_NE[n + 1], kernels)
         same_scores = previous is not None and previous.scores_TE is batch
         static &= same_scores or n == 0
         if observers:
-            if same_scores and score_rule is None and previous is not None and "next_allocation" in vars(previous):
+            same_routing = same_scores and routed_E is drafted_E
+            if same_routing and previous is not None and "next_allocation" in vars(previous):
                 step.allocation = previous.next_allocation
             load_NE[n] = step.allocation.load_E
         else:
             load_NE[n] = counter.loads(batch, bias_NE[n])
-        if hindsight_rule is not None:
-            bias_NE[n + 1] = hindsight_rule.learn_from(batch, bias_NE[n], target_E, top_k)
-        else:
-            bias_NE[n + 1], state = rule.update(bias_NE[n], load_NE[n], target_E, n + 1, state)
+        seen = Observation(n + 1, target_E, load_E=load_NE[n], **scores)
+        bias_NE[n + 1], state = rule.after_routing(bias_NE[n], seen, state)
         for observer in observers:
             series[observer.name][n] = observer(step)
         previous = step

@@ -11,6 +11,7 @@ from alflb import make_rule, make_schedule, metrics, rule_names, simulate, solve
 from alflb.io import Row
 from alflb.observers import make_observers
 from alflb.plotting import new_figure, styled
+from alflb.rules import RULES
 from alflb.streams import Static
 from experiments._problems import static_problem
 from experiments._statistics import Finding, mean_interval
@@ -29,7 +30,7 @@ def _arms() -> list[Row]:
     """Every registered rule; those with a step size with every schedule and size."""
     arms = []
     for rule in rule_names():
-        if hasattr(make_rule(rule), "schedule"):
+        if RULES.get(rule).takes_schedule:
             arms += [{"rule": rule, "schedule": s, "step_size": u} for s in SCHEDULES for u in STEP_SIZES]
         else:
             arms.append({"rule": rule, "schedule": "none", "step_size": 0.0})
@@ -54,8 +55,9 @@ SMOKE = [
 def run(cell: Row, seed: int) -> list[Row]:
     """First steps from which MaxVio and the gap stay below each threshold, and where they end."""
     problem = static_problem(cell["source"], cell["num_tokens"], 64, 6, seed)
-    scheduled = cell["schedule"] != "none"
-    schedule = make_schedule(cell["schedule"], cell["step_size"], cell["num_steps"]) if scheduled else 0.0
+    schedule = None
+    if RULES.get(cell["rule"]).takes_schedule:
+        schedule = make_schedule(cell["schedule"], cell["step_size"], cell["num_steps"])
     path = simulate(
         Static(problem.scores_TE),
         make_rule(cell["rule"], schedule),

@@ -26,7 +26,7 @@ from alflb.exact import AssignmentSolution, recertify, solve_exact
 from alflb.io import Row, write_rows
 from alflb.observers import make_observers
 from alflb.problem import AssignmentProblem, FloatArray, check_count, check_number
-from alflb.rules import make_rule
+from alflb.rules import RULES, Rule, make_rule
 from alflb.schedules import make_schedule
 from alflb.simulation import Trajectory, simulate
 from alflb.streams import Static, Stream, make_stream
@@ -96,7 +96,7 @@ class Study:
         for step_size in self.step_sizes:
             check_number(step_size, "step_sizes", positive=True)
             for rule, schedule in self.arms:
-                make_rule(rule, make_schedule(schedule, step_size, 1))
+                _make_rule(rule, schedule, step_size, 1)
         if self.num_steps is not None:
             check_count(self.num_steps, "num_steps", minimum=2)
         if check_count(self.seed, "seed", minimum=0) >= 2**63:
@@ -350,8 +350,7 @@ class _Bench:
         return Outcome([row])
 
     def _simulate(self, cell: Cell, stream: Stream, top_k: int, advance: Advance) -> Trajectory:
-        schedule = make_schedule(cell["schedule"], cell["step_size"], cell["num_steps"])
-        rule = make_rule("sign" if cell["rule"] == "none" else cell["rule"], schedule)
+        rule = _make_rule(cell["rule"], cell["schedule"], cell["step_size"], cell["num_steps"])
         static = cell["kind"] == "static"
         units = stream.num_tokens * stream.num_experts
         return simulate(
@@ -363,6 +362,12 @@ class _Bench:
             observers=make_observers() if static else make_observers("affinity"),
             on_step=lambda t: advance(units),
         )
+
+
+def _make_rule(name: str, schedule: str, step_size: float, num_steps: int) -> Rule:
+    """The rule of an arm; one without a step size runs as it is."""
+    takes_schedule = RULES.get(name).takes_schedule
+    return make_rule(name, make_schedule(schedule, step_size, num_steps) if takes_schedule else None)
 
 
 def _quoted(cell: Cell, trajectory: Trajectory) -> Row:
