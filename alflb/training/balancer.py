@@ -316,7 +316,9 @@ class _Layer:
     def update(self, load_E: NDArray[np.int64], rule: Rule, t: int) -> None:
         """One step of the rule, on the master bias and into the model."""
         target_E = target_load_E(int(load_E.sum()), self.num_experts, 1)
-        self.bias_E, self.state = rule.step(self.bias_E, Observation(t, target_E, load_E=load_E), self.state)
+        bias_E, state = rule.step(self.bias_E, Observation(t, target_E, load_E=load_E), self.state)
+        self.bias_E = check_bias(bias_E, self.num_experts, name=f"the bias of {self.label} after step {t}")
+        self.state = state
         self.total_E = self.total_E + load_E
         self.write()
 
