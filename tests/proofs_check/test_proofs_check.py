@@ -9,7 +9,7 @@ import pytest
 import alflb.simulation
 from alflb import bounds, duality
 from alflb.kernels import numba_, reference
-from alflb.rules import make_rule
+from alflb.rules import Observation, make_rule
 from alflb.rules.proportional import Proportional
 from alflb.rules.sign import Sign
 from proofs_check import _runner, _smt
@@ -341,7 +341,8 @@ def test_a_benefit_of_the_wrong_sign_is_caught(monkeypatch):
 
 def test_the_recentred_rule_is_not_the_sign_rule():
     load_E, target_E = np.array([4, 1, 1]), np.full(3, 2.0)
-    plain, _ = make_rule("sign", 1.0).update(np.zeros(3), load_E, target_E, 1, ())
-    recentred, _ = make_rule("recentred_sign", 1.0).update(np.zeros(3), load_E, target_E, 1, ())
+    seen = Observation(1, target_E, load_E=load_E)
+    plain, _ = make_rule("sign", 1.0).step(np.zeros(3), seen, ())
+    recentred, _ = make_rule("recentred_sign", 1.0).step(np.zeros(3), seen, ())
     assert plain.mean() != 0
     assert abs(recentred.mean()) < 1e-15
