@@ -28,16 +28,16 @@ from alflb.exact.results import AssignmentSolution, Residuals, SolverError
 from alflb.exact.units import target_units
 from alflb.problem import AssignmentProblem, FloatArray
 
-GAP_TOLERANCE = 1e-9
+GAP_TOLERANCE = 1e-12
 """Largest gap of an optimum, as a part of what is at stake: K times the sum over tokens of the best score less the
 lowest score the plan or the bias picks."""
 FEASIBILITY_TOLERANCE = 1e-7
 """Largest accepted residual, in tokens, for targets of no common denominator; all others are met exactly."""
 
 _USUAL = 0.1
-"""Share of the rows, those with least at stake, that say what is usual ..."""
-_OUTLIER = 1024.0
-"""... and no row counts for more than this many usual ones."""
+"""Quantile of the scores used and of the best ones (zeros apart) that says what size is usual ..."""
+_OUTLIER = 16.0
+"""... and no row has more at stake than this many usual scores."""
 _ENTRIES_AT_ONCE = 2**18
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -150,9 +150,9 @@ class _Measured(NamedTuple):
     """sum_i |sum_k x_ik - K|."""
     slackness: float
     stake: float
-    """What is at stake, see `GAP_TOLERANCE`."""
+    """What is at stake (see `GAP_TOLERANCE`), outliers cut off."""
     ulps: float
-    """Roundings of the scores picked, outliers cut off."""
+    """A rounding of each score used and each best one, outliers cut off."""
     widest: float
     """Largest difference of scores in a row that the plan or the bias picks."""
 
@@ -181,16 +181,17 @@ def _measure(problem: AssignmentProblem, units: csr_array, unit: int, bias_E: ND
         best_C = scores_CE.max(axis=1)
         worst_C = np.min(scores_CE, axis=1, where=(units_CE > 0) | (reduced_CE >= 0), initial=np.inf)
         stakes.append(best_C - worst_C)
-        sizes.append(np.maximum(np.abs(best_C), np.abs(worst_C)))
-    stake_T = np.concatenate(stakes)
+        sizes += [np.abs(scores_CE[units_CE > 0]), np.abs(best_C)]
+    stake_T, size_N = np.concatenate(stakes), np.concatenate(sizes)
+    usual = float(np.quantile(size_N[size_N > 0], _USUAL, method="lower")) if size_N.any() else math.inf
     return _Measured(
         value=_total(np.concatenate(values)),
         gap=_total(np.concatenate(gaps)),
         picks=picks,
         misplaced=misplaced,
         slackness=slackness,
-        stake=problem.top_k * _without_outliers(stake_T),
-        ulps=problem.top_k * _EPS * _without_outliers(np.concatenate(sizes)),
+        stake=problem.top_k * _total(np.minimum(stake_T, _OUTLIER * usual)),
+        ulps=_EPS * _total(np.minimum(size_N, _OUTLIER * usual)),
         widest=float(stake_T.max()),
     )
 
@@ -227,12 +228,3 @@ def _total(terms_N: NDArray[np.float64]) -> float:
     except (OverflowError, ValueError):
         return math.nan
     return total if math.isfinite(total) else math.nan
-
-
-def _without_outliers(terms_T: NDArray[np.float64]) -> float:
-    """The sum of terms of at least 0, none counted for more than `_OUTLIER` times what is usual."""
-    above_N = terms_T[terms_T > 0]
-    if above_N.size == 0:
-        return 0.0
-    usual = float(np.quantile(above_N, _USUAL, method="lower"))
-    return _total(np.minimum(above_N, _OUTLIER * usual))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from alflb.exact.reference._duals import bias_from_plan
-from alflb.exact.reference._scaling import normalized_scores
+from alflb.exact.reference._scaling import SPAN, normalized_scores
 from alflb.exact.results import SolverError
 from alflb.exact.units import target_units
 from alflb.problem import AssignmentProblem
@@ -36,7 +36,7 @@ def solve(problem: AssignmentProblem) -> tuple[csr_array, NDArray[np.float64]]:
     gamma_TE, allowed_TE, _ = normalized_scores(problem)
     token_N, expert_N = np.nonzero(allowed_TE)
     num_nodes = problem.num_tokens + problem.num_experts
-    per_unit = 2.0 ** (_COST_BITS - math.ceil(math.log2(num_nodes + 1)) - 1)
+    per_unit = 2.0 ** (_COST_BITS - math.ceil(math.log2(num_nodes + 1)) - 1) / SPAN
     flow = SimpleMinCostFlow()
     arcs = flow.add_arcs_with_capacity_and_unit_cost(
         token_N, problem.num_tokens + expert_N, np.full(len(token_N), unit), _whole(-per_unit * gamma_TE[allowed_TE])
