@@ -23,28 +23,17 @@ def describe_solution(problem: AssignmentProblem, solution: AssignmentSolution) 
         "target_load": problem.target_load,
         "method": solution.method,
         "value": solution.value,
-        "dual_value": solution.dual_value,
-        "dual_gap": solution.dual_gap,
+        "lower_bound": solution.lower_bound,
+        "upper_bound": solution.upper_bound,
+        "gap": solution.gap,
         "integral": solution.experts_TK is not None,
         "residual_picks": solution.residuals.picks,
         "residual_load": solution.residuals.load,
         "residual_slackness": solution.residuals.slackness,
-        **_quantisation_facts(solution),
         "unbalanced_topk_affinity": greedy_affinity,
         "max_vio_bias_0": float(metrics.max_vio(greedy.load_E)),
         "bias_spread": duality.spread(solution.bias_E),
         "bias_E": solution.bias_E.tolist(),
-    }
-
-
-def _quantisation_facts(solution: AssignmentSolution) -> Row:
-    """The grid of an integer solver: exact for the scores as given if lossless, else within value_bound."""
-    if solution.quantisation is None:
-        return {}
-    return {
-        "quantum": solution.quantisation.quantum,
-        "lossless": solution.quantisation.is_lossless,
-        "value_bound": solution.quantisation.value_bound,
     }
 
 
