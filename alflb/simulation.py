@@ -20,7 +20,7 @@ from alflb.observers import Observer, Step
 from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k, target_load_E
 from alflb.rules import HindsightRule, Rule, ScoreRule, sees_scores
 from alflb.streams import DrawnStream, Stream
-from alflb.traces.format import read_arrays
+from alflb.traces import read_arrays
 
 
 @dataclass(frozen=True, eq=False)
