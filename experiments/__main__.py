@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from alflb.cli.app import JobsOption, SchedulerOption, err, progress_bar, reports_errors
-from alflb.cli.app import out as console
+from alflb.cli._arguments import JobsOption, SchedulerOption
+from alflb.cli._console import err, progress_bar, reports_errors
+from alflb.cli._console import out as console
 from alflb.studies.executors import open_executor
 from experiments import _pages, _runner
 from experiments._statistics import Finding

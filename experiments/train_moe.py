@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 import alflb
-from alflb.cli.app import progress_bar, reports_errors
+from alflb.cli._console import progress_bar, reports_errors
 from alflb.io import Row, write_text
 from alflb.plotting import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, RED, new_figure, save_figure, styled
 from alflb.registry import unknown_name

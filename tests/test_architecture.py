@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
     ["problem", "registry"],
-    ["schedules", "threads", "precision"],
+    ["schedules", "threads", "memory", "precision"],
     ["io", "bounds", "kernels"],
     ["duality", "traces", "population"],
     ["streams", "exact", "observers", "trajectory"],
@@ -28,14 +28,14 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 FENCES = {
     "numba": ("kernels/", "exact/"),
-    "torch": ("kernels/torch_.py", "cli/doctor.py", "training/"),
+    "torch": ("kernels/torch_.py", "traces/foreign.py", "cli/doctor.py", "training/"),
     "transformers": ("training/trainer.py",),
     "triton": ("kernels/triton_.py",),
     "cvxpy": ("exact/reference/cvxpy_.py",),
     "highspy": (),
     "ortools": ("exact/reference/mincostflow.py",),
     "matplotlib": ("plotting.py", "studies/report.py"),
-    "pyarrow": ("io.py",),
+    "pyarrow": ("io.py", "traces/foreign.py"),
     "distributed": ("studies/executors.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),

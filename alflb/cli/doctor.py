@@ -1,8 +1,9 @@
-"""What this installation is, and what it lacks: versions, threads, the compiled kernels' cache, a GPU, extras."""
+"""``alflb doctor``: versions, threads, the compiled kernels' cache, a GPU, extras, and what is lacking."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from alflb import __version__
+from alflb.cli._arguments import JsonOption
+from alflb.cli._console import print_facts, reports_errors
 from alflb.io import provenance
 from alflb.threads import num_threads
 
@@ -23,6 +26,18 @@ class Examined(NamedTuple):
     """What it is, in words."""
     fit: bool
     """False: something that alflb needs is missing or too old. Extras are never needed."""
+
+
+@reports_errors
+def doctor(as_json: JsonOption = False) -> None:
+    """What this installation is and what it lacks; exit code 1 if something that alflb needs is not in order."""
+    found = examine()
+    if as_json:
+        print(json.dumps([item._asdict() for item in found]))
+    else:
+        print_facts({item.name: item.state if item.fit else f"NOT IN ORDER: {item.state}" for item in found}, False, "")
+    if not all(item.fit for item in found):
+        raise SystemExit(1)
 
 
 def examine() -> list[Examined]:
