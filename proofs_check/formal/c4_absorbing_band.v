@@ -15,8 +15,7 @@ Local Open Scope ring_scope.
 
 (* ------------------------------------------------ one step, counted in whole numbers *)
 Section Trade.
-Variables (E m : nat).
-Hypothesis m0 : (0 < m)%N.
+Variable E : nat.
 Implicit Types (a : 'I_E -> int) (s c : int) (j k : 'I_E).
 
 (* a are loads, s their sum. *)
@@ -26,11 +25,6 @@ Definition excess s a k : int := E%:Z * a k - s.
 Definition gives s a k j : bool :=
   (0 < excess s a k) && (excess s a j <= 0) || (0 <= excess s a k) && (excess s a j < 0).
 
-(* From a to a', at most m tokens went from any expert to any other, all of them where they may. *)
-Definition trade s a a' : Prop := forall k, exists gained lost : nat,
-  [/\ a' k = a k + gained%:Z - lost%:Z, (gained <= m * #|[set j | gives s a j k]|)%N
-    & (lost <= m * #|[set j | gives s a k j]|)%N].
-
 (* The mirror image exchanges overloaded and underloaded. *)
 Definition mirrored a k : int := - a k.
 
@@ -39,14 +33,6 @@ Proof. by rewrite /excess /mirrored; ring. Qed.
 
 Lemma gives_mirrored s a k j : gives (- s) (mirrored a) k j = gives s a j k.
 Proof. by rewrite /gives !excess_mirrored; lia. Qed.
-
-Lemma trade_mirrored s a a' : trade s a a' -> trade (- s) (mirrored a) (mirrored a').
-Proof.
-move=> t k; have [gained [lost [a'k g l]]] := t k; exists lost, gained; split.
-- by rewrite /mirrored a'k; ring.
-- by under eq_finset do rewrite gives_mirrored.
-- by under eq_finset do rewrite gives_mirrored.
-Qed.
 
 Lemma sum_excess s a : \sum_k a k = s -> \sum_k excess s a k = 0.
 Proof.
@@ -100,6 +86,22 @@ Proof.
 move=> jk nPj nPk; have /subset_leq_card : [set i | P i] \subset ~: [set j; k].
   by apply/subsetP=> i; rewrite !inE => Pi; apply/norP; split; apply: contraTneq Pi => ->.
 by have := cardsC [set j; k]; rewrite cards2 jk card_ord => /= h1 h2; lia.
+Qed.
+
+Variable m : nat.
+Hypothesis m0 : (0 < m)%N.
+
+(* From a to a', at most m tokens went from any expert to any other, all of them where they may. *)
+Definition trade s a a' : Prop := forall k, exists gained lost : nat,
+  [/\ a' k = a k + gained%:Z - lost%:Z, (gained <= m * #|[set j | gives s a j k]|)%N
+    & (lost <= m * #|[set j | gives s a k j]|)%N].
+
+Lemma trade_mirrored s a a' : trade s a a' -> trade (- s) (mirrored a) (mirrored a').
+Proof.
+move=> t k; have [gained [lost [a'k g l]]] := t k; exists lost, gained; split.
+- by rewrite /mirrored a'k; ring.
+- by under eq_finset do rewrite gives_mirrored.
+- by under eq_finset do rewrite gives_mirrored.
 Qed.
 
 (* E times the sharp band. *)
@@ -156,8 +158,10 @@ Local Notation swaps := (swaps K scores).
 Local Notation L := (even R T K).
 Local Notation step := (sign_step K scores L u).
 Local Notation m := (multiplicity scores (2%:R * u)).
-Let loads p k : int := (A p k)%:Z.
-Let total : int := (K * T)%N%:Z.
+
+(* The loads and their sum, as integers. *)
+Definition loads p k : int := (A p k)%:Z.
+Definition total : int := (K * T)%N%:Z.
 
 Lemma num_experts_gt0 k : (0 < E)%N. Proof. exact: leq_ltn_trans (leq0n k) (ltn_ord k). Qed.
 
