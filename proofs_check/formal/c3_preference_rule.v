@@ -51,6 +51,16 @@ case: (sgrP a) => ha; case: (sgrP b) => hb;
              ?(lt_gtF (lt_trans n10 (@ltr01 R))).
 Qed.
 
+Lemma sg_bounds (a : R) : -1 <= Num.sg a <= 1.
+Proof. by rewrite -ler_norml normr_sg lern1 leq_b1. Qed.
+
+Lemma sg_mono (a b : R) : a <= b -> Num.sg a <= Num.sg b.
+Proof.
+move=> ab; rewrite leNgt sg_lt; apply/negP=> /orP[/andP[b0 a0]|/andP[b0 a0]].
+  by move: (le_lt_trans (le_trans a0 ab) b0); rewrite ltxx.
+by move: (lt_le_trans a0 (le_trans ab b0)); rewrite ltxx.
+Qed.
+
 (* From {overloaded} to {balanced, underloaded}, or from {balanced} to {underloaded}. *)
 Theorem sign_preference_cases u p i k j : 0 < u -> swaps p (sign_step K scores L u p) i k j ->
   (L k < (A p k)%:R) && ((A p j)%:R <= L j) || ((A p k)%:R == L k) && ((A p j)%:R < L j).

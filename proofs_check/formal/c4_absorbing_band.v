@@ -240,9 +240,6 @@ rewrite /biased /crossing => h2 h1; apply/andP; split.
 by rewrite ler_subl_addr addrAC ler_subr_addr [leRHS]addrC.
 Qed.
 
-Lemma sg_bounds (x : R) : -1 <= Num.sg x <= 1.
-Proof. by rewrite -ler_norml normr_sg lern1 leq_b1. Qed.
-
 (* which a step moves by at most 2u. *)
 Lemma swaps_window p i k j : swaps p (step p) i k j ->
   i \in window scores (p j - p k) (2%:R * u) k j.
