@@ -198,9 +198,9 @@ apply: (@leq_trans #|window scores (crossing scores k j i) w k j|).
   apply/subset_leq_card/subsetP=> i' i'W; rewrite inE first_i //=.
   have {iW} iW : i \in W by []; move: iW i'W; rewrite !inE => /andP[ai _] /andP[_ i'a].
   by rewrite (le_trans i'a) // ler_add2r.
-pose count kj i' := #|window scores (crossing scores kj.1 kj.2 i') w kj.1 kj.2|.
-apply: (leq_trans (leq_bigmax (F := count (k, j)) i)).
-exact: (leq_bigmax_cond (F := fun kj : 'I_E * 'I_E => \max_i' count kj i') (k, j) kj).
+apply: leq_trans (leq_bigmax (F := fun k => \max_(j | k != j) \max_i #|window scores (crossing scores k j i) w k j|) k).
+apply: leq_trans (leq_bigmax_cond (F := fun j => \max_i #|window scores (crossing scores k j i) w k j|) j kj).
+exact: (leq_bigmax (F := fun i => #|window scores (crossing scores k j i) w k j|) i).
 Qed.
 
 Definition lost p q k := [set i | (k \in picks p i) && (k \notin picks q i)].

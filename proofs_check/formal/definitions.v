@@ -68,7 +68,7 @@ Definition score_range : R := \big[Num.max/0]_i spread (scores i).
 Definition crossing k j i : R := scores i k - scores i j.
 Definition window (a w : R) k j : {set 'I_T} := [set i | a <= crossing k j i <= a + w].
 Definition multiplicity (w : R) : nat :=
-  maxn 1 (\max_(kj : 'I_E * 'I_E | kj.1 != kj.2) \max_i #|window (crossing kj.1 kj.2 i) w kj.1 kj.2|).
+  maxn 1 (\max_k \max_(j | k != j) \max_i #|window (crossing k j i) w k j|).
 
 End Routing.
 

@@ -168,6 +168,26 @@ rewrite exchange_big; apply: eq_bigr => k _ /=.
 by rewrite -big_mkcond /= sumr_const mulr_natl /load cardsE.
 Qed.
 
+(* Loads depend on the values of the bias only. *)
+Lemma eq_topk (v w : 'I_E -> R) : v =1 w -> topk K v = topk K w.
+Proof.
+move=> vw; apply/setP=> k; rewrite !inE /rank; congr (_ < _)%N.
+by apply: eq_card => j; rewrite !inE /beats !vw.
+Qed.
+
+Lemma eq_load p q : p =1 q -> load K scores p =1 load K scores q.
+Proof.
+move=> pq k; apply: eq_card => i; rewrite !in_set; congr (_ < _)%N.
+by apply: eq_card => j; rewrite !inE /beats /biased !pq.
+Qed.
+
+Lemma eq_sign_step L u p q : p =1 q -> sign_step K scores L u p =1 sign_step K scores L u q.
+Proof. by move=> pq k; rewrite /sign_step (eq_load pq) pq. Qed.
+
+Lemma eq_iter_sign_step L u p q n : p =1 q ->
+  iter n (sign_step K scores L u) p =1 iter n (sign_step K scores L u) q.
+Proof. by move=> pq; elim: n => //= n IH; apply: eq_sign_step. Qed.
+
 (* An expert that is ahead of another on every token has at least its load. *)
 Lemma load_le p k j : (forall i, biased scores p i k < biased scores p i j) ->
   (load K scores p k <= load K scores p j)%N.
