@@ -147,6 +147,21 @@ have qE : q =1 vector 2 (nth 0 (run_signs 3 2 1 (table rows) L 2%:R [::] 1)).
 by rewrite (eq_load 1 _ qE) run_loadE; vm_compute.
 Qed.
 
+(* Loads of a run with a whole target are computed in whole numbers. *)
+Lemma computed_load T E K rows (L u : int) n (k : 'I_E) : (forall j : 'I_E, even Q T K j = L%:~R :> rat) ->
+  load K (matrix T E rows) (bias K (matrix T E rows) u%:~R n) k =
+  run_load T E K (whole_table rows)
+    (nth 0 (run_signs T E K (whole_table rows) (fun=> L) u (nseq E 0) n)) k.
+Proof.
+move=> LE; pose whole (i : 'I_T) (k : 'I_E) := whole_table rows i k.
+have biasE : bias K (matrix T E rows) u%:~R n =1
+    read _ (iter n (sign_step K whole (fun=> L) u) (fun=> 0)).
+  by move=> j; rewrite -iter_sign_step_whole; apply: eq_iter_sign_step.
+rewrite (eq_load _ _ biasE) load_whole -run_loadE; apply: eq_load => j.
+rewrite -[RHS]run_signsE; apply: eq_iter_sign_step => // i.
+by rewrite /restricted nth_nseq if_same.
+Qed.
+
 (* E = 4, T = 8, u = 1, m(2u) = 1, rho = 117, so that R = 59: expert 0 is outside the band at step 60. It holds five
    tokens that prefer it by about rho; the other three tokens are indifferent between two of the other experts, so that
    one of those is balanced at most steps and gains only u. *)
@@ -159,13 +174,8 @@ Proof.
 pose rows : seq (seq int) := map (map Posz)
   [:: [:: 26; 120; 120; 36]; [:: 47; 16; 120; 120]; [:: 30; 120; 32; 120]; [:: 120; 4; 10; 15];
       [:: 120; 16; 13; 4]; [:: 120; 19; 3; 11]; [:: 120; 13; 7; 18]; [:: 120; 10; 19; 7]]%N.
-pose L (k : nat) : rat := (1 * 8)%:R / 4%:R.
-exists (matrix 8 4 rows), 1, 59%N, ord0; split=> //.
+exists (matrix 8 4 rows), 1%:~R, 59%N, ord0; split=> //.
 - by rewrite run_score_rangeE; vm_compute.
 - by rewrite run_multiplicityE; vm_compute.
-set p := bias _ _ _ _; pose zeros : seq rat := nseq 4 0.
-have pE : p =1 vector 4 (nth 0 (run_signs 8 4 1 (table rows) L 1 zeros 60)).
-  move=> k; rewrite -[RHS](run_signsE 8 1 (table rows) L 1 zeros 60 k).
-  by apply: eq_iter_sign_step => j; rewrite /vector /restricted nth_nseq if_same.
-by rewrite (eq_load 1 _ pE) run_loadE; vm_compute.
+by rewrite (computed_load rows (L := 2%:Z)) //; vm_compute.
 Qed.

@@ -153,6 +153,36 @@ Proof. by rewrite /run_value -loopE; apply: eq_bigr => i _; rewrite -loopE. Qed.
 
 End Programs.
 
+(* Whole numbers are faster than rationals: loads and sign steps do not change when they are read as other numbers. *)
+Section WholeNumbers.
+Variables (R : realDomainType) (T E K : nat) (scores : 'I_T -> 'I_E -> int) (L : 'I_E -> int) (u : int).
+Definition read (f : 'I_E -> int) (k : 'I_E) : R := (f k)%:~R.
+Let scores' (i : 'I_T) : 'I_E -> R := read (scores i).
+
+Lemma load_whole p : load K scores' (read p) =1 load K scores p.
+Proof.
+move=> k; apply: eq_card => i; rewrite !in_set; congr (_ < _)%N.
+by apply: eq_card => j; rewrite !inE /beats /biased -!rmorphD ltr_int eqr_int.
+Qed.
+
+Lemma sign_step_whole p : sign_step K scores' (read L) u%:~R (read p) =1 read (sign_step K scores L u p).
+Proof.
+move=> k; rewrite /sign_step load_whole /read rmorphD rmorphM /=.
+have -> : (L k)%:~R - (load K scores p k)%:R = (L k - (load K scores p k)%:R)%:~R :> R.
+  by rewrite rmorphB /= rmorph_nat.
+by rewrite sgrEz sgz_int [in RHS]sgrEz intz.
+Qed.
+
+Theorem iter_sign_step_whole p n :
+  iter n (sign_step K scores' (read L) u%:~R) (read p) =1 read (iter n (sign_step K scores L u) p).
+Proof.
+elim: n => //= n IH k; rewrite -sign_step_whole.
+exact: eq_sign_step.
+Qed.
+
+End WholeNumbers.
+
 (* Tables of whole numbers, read as rational scores and biases. *)
-Definition table (rows : seq (seq int)) (i k : nat) : rat := (nth 0 (nth [::] rows i) k)%:~R.
+Definition whole_table (rows : seq (seq int)) (i k : nat) : int := nth 0 (nth [::] rows i) k.
+Definition table rows (i k : nat) : rat := (whole_table rows i k)%:~R.
 Definition row (values : seq int) (k : nat) : rat := (nth 0 values k)%:~R.

@@ -181,12 +181,13 @@ move=> pq k; apply: eq_card => i; rewrite !in_set; congr (_ < _)%N.
 by apply: eq_card => j; rewrite !inE /beats /biased !pq.
 Qed.
 
-Lemma eq_sign_step L u p q : p =1 q -> sign_step K scores L u p =1 sign_step K scores L u q.
-Proof. by move=> pq k; rewrite /sign_step (eq_load pq) pq. Qed.
+Lemma eq_sign_step L M u p q : L =1 M -> p =1 q ->
+  sign_step K scores L u p =1 sign_step K scores M u q.
+Proof. by move=> LM pq k; rewrite /sign_step LM (eq_load pq) pq. Qed.
 
-Lemma eq_iter_sign_step L u p q n : p =1 q ->
-  iter n (sign_step K scores L u) p =1 iter n (sign_step K scores L u) q.
-Proof. by move=> pq; elim: n => //= n IH; apply: eq_sign_step. Qed.
+Lemma eq_iter_sign_step L M u p q n : L =1 M -> p =1 q ->
+  iter n (sign_step K scores L u) p =1 iter n (sign_step K scores M u) q.
+Proof. by move=> LM pq; elim: n => //= n IH k; apply: eq_sign_step. Qed.
 
 (* An expert that is ahead of another on every token has at least its load. *)
 Lemma load_le p k j : (forall i, biased scores p i k < biased scores p i j) ->
