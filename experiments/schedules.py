@@ -14,9 +14,9 @@ from alflb.io import Row
 from alflb.plotting import CATEGORIES, MARKERS, legend_below, new_figure, plain_ticks, styled
 from alflb.problem import AssignmentProblem
 from alflb.schedules import Schedule
-from alflb.simulation import Trajectory
 from alflb.streams import Stream
 from alflb.streams.trace import TraceReplay
+from alflb.trajectory import Trajectory
 from alflb.verdict import Finding
 from experiments._statistics import mean_interval
 

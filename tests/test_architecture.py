@@ -21,14 +21,14 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer["modul
 
 FENCES = {
     "numba": ("kernels/", "exact/"),
-    "torch": ("kernels/torch_.py", "cli/doctor.py", "training/"),
+    "torch": ("kernels/torch_.py", "traces/foreign.py", "cli/doctor.py", "training/"),
     "transformers": ("training/trainer.py",),
     "triton": ("kernels/triton_.py",),
     "cvxpy": ("exact/reference/cvxpy_.py",),
-    "highspy": ("exact/reference/highs.py",),
-    "ortools": ("exact/reference/_flow_worker.py",),
+    "highspy": (),
+    "ortools": ("exact/reference/mincostflow.py",),
     "matplotlib": ("plotting.py", "studies/figures.py", "studies/report.py"),
-    "pyarrow": ("io.py",),
+    "pyarrow": ("io.py", "traces/foreign.py"),
     "distributed": ("studies/executors.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),

@@ -25,7 +25,7 @@ from alflb.plotting import (
     ramp,
     styled,
 )
-from alflb.simulation import Trajectory
+from alflb.trajectory import Trajectory
 
 
 @styled
