@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from packaging.requirements import Requirement
 
 from alflb import __version__
 from alflb.cli._arguments import JsonOption
-from alflb.cli._console import print_facts, reports_errors
+from alflb.cli._console import print_facts, print_json, reports_errors
 from alflb.io import provenance
 from alflb.threads import num_threads
 
@@ -33,7 +32,7 @@ def doctor(as_json: JsonOption = False) -> None:
     """What this installation is and what it lacks; exit code 1 if something that alflb needs is not in order."""
     found = examine()
     if as_json:
-        print(json.dumps([item._asdict() for item in found]))
+        print_json([item._asdict() for item in found])
     else:
         print_facts({item.name: item.state if item.fit else f"NOT IN ORDER: {item.state}" for item in found}, False, "")
     if not all(item.fit for item in found):
