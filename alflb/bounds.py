@@ -228,6 +228,111 @@ def constant_step_gap(distance_squared: float, num_steps: int, step_size: float,
     return distance_squared / (2 * step_size * num_steps) + step_size * second_moment / 2
 
 
+def bias_spread_bound(start_spread: float, score_range: float, step_size: float) -> float:
+    r"""Claim C11: the largest spread a bias can reach under the sign rule with equal targets, whatever the batches.
+
+    .. math:: \mathrm{spread}(p_n) \le \max(\mathrm{spread}(p_0),\, \rho + 2u) \quad \text{for every } n.
+
+    Parameters
+    ----------
+    start_spread, score_range, step_size : float
+        spread(p_0), rho (the largest range of one token's scores in any batch) and u, in score units.
+
+    Returns
+    -------
+    float
+        The bound, score units.
+
+    Examples
+    --------
+    >>> bias_spread_bound(start_spread=0.0, score_range=1.0, step_size=0.25)
+    1.5
+    """
+    return max(start_spread, score_range + 2.0 * step_size)
+
+
+def adversarial_step(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
+    """Claim C12: the step eta = (rho / 2) sqrt(E / (N K (1 - K / E))) of p <- p - eta (A / T - K / E), score units.
+
+    Examples
+    --------
+    >>> adversarial_step(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
+    0.5
+    """
+    return 0.5 * score_range * math.sqrt(num_experts / (num_steps * top_k * (1.0 - top_k / num_experts)))
+
+
+def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
+    r"""Claim C12: regret per token of the proportional rule on any N batches, against the best fixed bias.
+
+    .. math:: \sum_n D_n(p_n)/T - \min_p \sum_n D_n(p)/T \le \tfrac{\rho}{2} \sqrt{N K (E - K)}.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K. The step is `adversarial_step`, the first bias 0, the targets equal.
+
+    Returns
+    -------
+    float
+        The bound in score units; divided by N it vanishes as 1 / sqrt(N).
+
+    Examples
+    --------
+    >>> adversarial_regret(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
+    1.0
+    """
+    return 0.5 * score_range * math.sqrt(num_steps * top_k * (num_experts - top_k))
+
+
+def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
+    r"""Claim C13: how strongly the sign rule pulls towards p* on Gumbel scores, K = 1, inside a ball of radius R.
+
+    .. math:: m = \frac{4}{E^2} \inf_{0 < w \le 2\sqrt2 R} \frac{h(w)}{w}, \qquad
+              h(w) = \inf \{\psi(a e^w) - \psi(a) : a \le 1/E \le a e^w\},
+
+    with :math:`\psi(x) = P(\mathrm{Bin}(T, x) > L) - P(\mathrm{Bin}(T, x) < L)`. The infima are taken over a grid of
+    400 widths and 200 positions.
+
+    Parameters
+    ----------
+    num_tokens, num_experts : int
+        T and E; L = T / E must be whole.
+    radius : float
+        R > 0, score units.
+
+    Returns
+    -------
+    float
+        m, per score unit.
+
+    Raises
+    ------
+    ValueError
+        If T is not a multiple of E.
+
+    Examples
+    --------
+    >>> round(sign_pull(num_tokens=16, num_experts=4, radius=0.5), 4)
+    0.1678
+    """
+    target, rest = divmod(num_tokens, num_experts)
+    if rest:
+        raise ValueError(f"num_tokens is {num_tokens}, not a multiple of num_experts = {num_experts}; L must be whole")
+    width_W = 2.0 * math.sqrt(2.0) * radius * np.linspace(0.0, 1.0, 401)[1:, None]
+    low_WA = np.exp(-width_W * np.linspace(0.0, 1.0, 200)) / num_experts
+    high_WA = np.minimum(low_WA * np.exp(width_W), 1.0)
+
+    def psi(pick_WA: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(
+            stats.binom.sf(target, num_tokens, pick_WA) - stats.binom.cdf(target - 1, num_tokens, pick_WA)
+        )
+
+    return float(4.0 / num_experts**2 * ((psi(high_WA) - psi(low_WA)) / width_W).min())
+
+
 class SignRuleLaw(NamedTuple):
     """What the law of section 6 predicts for the sign rule's steady state under sampling noise."""
 

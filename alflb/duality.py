@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from alflb import bounds
 from alflb.kernels import Allocation, reference
-from alflb.problem import AssignmentProblem, FloatArray, check_bias
+from alflb.problem import AssignmentProblem, check_bias
 
 
 class Violation(NamedTuple):
@@ -105,7 +105,7 @@ def violation(load_E: ArrayLike, target_E: ArrayLike) -> Violation:
     return Violation(float(np.abs(excess_E).sum()), float(np.sqrt(excess_E @ excess_E)), float(np.abs(excess_E).max()))
 
 
-def center(bias: ArrayLike) -> FloatArray:
+def center(bias: ArrayLike) -> NDArray[np.float64]:
     """Subtract the mean over experts (the last axis): D does not see it, so compare biases only after this."""
     array = np.asarray(bias, dtype=np.float64)
     return array - array.mean(axis=-1, keepdims=True)

@@ -28,7 +28,7 @@ from alflb.plotting import BLUE, GREEN, GREY, ORANGE, RED, new_figure, styled
 from alflb.population import IndependentScores, Population, SampledScores
 from alflb.problem import AssignmentProblem, FloatArray
 from alflb.streams import Stream
-from alflb.streams._base import SyntheticStream, seeded
+from alflb.streams.base import SyntheticStream, seeded
 from experiments._statistics import Estimate, Finding, mean_interval
 
 CLAIM = (

@@ -27,7 +27,7 @@ DEEP_SECONDS = 60.0
 
 
 def claims() -> list[ModuleType]:
-    """Every claim file, C0 to C10 and the law last: public modules of this package but this one."""
+    """Every claim file, C0, C1, ... in order and the law last: public modules of this package but this one."""
     names = [module.name for module in pkgutil.iter_modules(proofs_check.__path__) if not module.name.startswith("_")]
     modules = [importlib.import_module(f"proofs_check.{name}") for name in names]
     return sorted(modules, key=lambda module: int(module.CLAIM[1:]) if module.CLAIM[1:].isdigit() else 99)

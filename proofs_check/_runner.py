@@ -23,7 +23,7 @@ class Row:
 
     claim: str
     part: str
-    """check, control, sharper, conjecture, witnesses, proof or search."""
+    """check, control, sharper, witnesses, proof or search."""
     kind: str
     instances: int
     measured: float | None
@@ -57,8 +57,6 @@ def run_claim(module: ModuleType, effort: Effort) -> Iterator[Row]:
     yield _verdict_row(module.CLAIM, "control", lambda: module.BROKEN(seed=effort.seed, **sizes), must_fail=True)
     if hasattr(module, "sharper"):
         yield _verdict_row(module.CLAIM, "sharper", lambda: _repeated(module.sharper, effort, sizes, share))
-    if hasattr(module, "conjecture"):
-        yield _verdict_row(module.CLAIM, "conjecture", lambda: _repeated(module.conjecture, effort, sizes, share))
     if any(one.claim == module.CLAIM for one in WITNESSES):
         yield _witness_row(module.CLAIM)
     if hasattr(module, "PROOF"):

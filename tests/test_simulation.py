@@ -7,9 +7,10 @@ from alflb import duality
 from alflb.exact import solve_exact
 from alflb.observers import make_observers, observer_names
 from alflb.problem import AssignmentProblem
-from alflb.rules import make_rule
-from alflb.simulation import Trajectory, simulate
+from alflb.rules import Observation, make_rule
+from alflb.simulation import simulate
 from alflb.streams import Static, make_stream
+from alflb.trajectory import Trajectory
 
 SCORES = np.array([[0.75, 0.25], [0.75, 0.5], [0.5, 0.0], [1.0, 0.0]])
 
@@ -21,7 +22,7 @@ def naive_run(batches, rule, top_k, bias):
         picks = np.argsort(-(scores + bias), axis=1, kind="stable")[:, :top_k]
         loads.append(np.bincount(picks.ravel(), minlength=len(bias)))
         target = np.full(len(bias), top_k * len(scores) / len(bias))
-        bias, state = rule.update(bias, loads[-1], target, t, state)
+        bias, state = rule.step(bias, Observation(t, target, load_E=loads[-1]), state)
         biases.append(bias)
     return np.array(biases), np.array(loads)
 

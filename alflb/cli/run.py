@@ -51,13 +51,15 @@ def simulate(
     """One run of ALF-LB on a trace or a synthetic stream, summarised."""
     import alflb
     from alflb.io import require_writable_file
+    from alflb.rules import RULES
 
     if out_file:
         require_writable_file(out_file)
     source, picks = open_stream(stream, trace, array, top_k, tokens, experts, order)
     if static:
         source = alflb.Static(next(source.batches(seed)))
-    balancer = alflb.make_rule(rule, alflb.make_schedule(schedule, step_size, steps, warm_up))
+    steps_by = alflb.make_schedule(schedule, step_size, steps, warm_up=warm_up)
+    balancer = alflb.make_rule(rule, steps_by if RULES.get(rule).takes_schedule else None)
     with progress_bar() as progress:
         progress.begin("simulating", steps)
         run = alflb.simulate(

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from alflb.registry import import_siblings
-from alflb.streams._base import STREAMS, DrawnStream, Stream
+from alflb.streams.base import STREAMS, DrawnStream, Stream
 from alflb.streams.static import Static
 
 import_siblings(__name__, __path__)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alflb.problem import FloatArray, check_count, check_number
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, SyntheticStream, seeded
+from alflb.streams.base import STREAMS, SyntheticStream, seeded
 
 _SCORE_FUNCTIONS = ("sigmoid", "softmax")
 

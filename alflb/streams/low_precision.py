@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from alflb.precision import PRECISIONS, round_to
 from alflb.problem import FloatArray, check_count
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, SyntheticStream, seeded
+from alflb.streams.base import STREAMS, SyntheticStream, seeded
 from alflb.streams.linear_router import sigmoid
 
 

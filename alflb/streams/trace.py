@@ -11,7 +11,7 @@ import numpy as np
 
 from alflb.problem import FloatArray, check_count
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, seeded
+from alflb.streams.base import STREAMS, seeded
 from alflb.traces import RouterTrace, load_router_trace
 
 _ORDERS = ("text", "batches", "shuffled")

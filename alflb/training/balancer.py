@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alflb.problem import check_bias, check_count, target_load_E
-from alflb.rules import Rule, State, make_rule, sees_scores
+from alflb.rules import Observation, Rule, Sight, State, make_rule
 from alflb.schedules import Schedule
 from alflb.training.memory import pack, unpack
 from alflb.training.routers import Router, find_routers
@@ -316,7 +316,9 @@ class _Layer:
     def update(self, load_E: NDArray[np.int64], rule: Rule, t: int) -> None:
         """One step of the rule, on the master bias and into the model."""
         target_E = target_load_E(int(load_E.sum()), self.num_experts, 1)
-        self.bias_E, self.state = rule.update(self.bias_E, load_E, target_E, t, self.state)
+        bias_E, state = rule.step(self.bias_E, Observation(t, target_E, load_E=load_E), self.state)
+        self.bias_E = check_bias(bias_E, self.num_experts, name=f"the bias of {self.label} after step {t}")
+        self.state = state
         self.total_E = self.total_E + load_E
         self.write()
 
@@ -412,9 +414,9 @@ def _load_only(rule: str | Rule, schedule: Schedule | float | None) -> Rule:
         raise ValueError(
             f"schedule is {schedule!r} but the rule {rule!r} has its own; give the rule by name, or no schedule"
         )
-    if not callable(getattr(rule, "update", None)):
+    if not isinstance(rule, Rule):
         raise ValueError(f"rule is {rule!r}; pass a name (alflb.rule_names()) or a rule of alflb.rules")
-    if sees_scores(rule):
+    if rule.sees is not Sight.LOADS:
         raise ValueError(
             f"{rule!r} sees the scores, and in training only loads leave the device; choose a load-only rule such as "
             "'sign' or 'proportional'"

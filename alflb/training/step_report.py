@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb import metrics
+
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:
@@ -95,4 +97,4 @@ class StepReport:
 
 
 def _max_vio(load_E: NDArray[np.int64]) -> float:
-    return float(load_E.max() / load_E.mean() - 1.0)
+    return float(metrics.max_vio(load_E))

@@ -68,7 +68,7 @@ def main() -> None:
         before = dict(executor.map(peak_memory, range(20)))
         solution, seconds = solve(executor, num_batches, arguments.workers)
         after = dict(executor.map(peak_memory, range(20)))
-    bounds = (solution.lower_bound, solution.value)
+    bounds = (solution.lower_bound, solution.upper_bound)
     rows = [
         ("tokens x experts, top-K", f"{solution.num_tokens:,} x {NUM_EXPERTS}, {TOP_K}"),
         ("passes", str(solution.passes)),

@@ -104,7 +104,7 @@ def bench_problem(name: str, problem: BatchedProblem) -> list[str]:
     """One row of the table."""
     bounds, cost = costly(lambda: solve_streaming(problem, tolerance=TOLERANCE))
     exact, exact_cost = costly(lambda: solve_exact(problem))
-    above, below = bounds.value - exact.value, exact.value - bounds.lower_bound
+    above, below = bounds.upper_bound - exact.value, exact.value - bounds.lower_bound
     return [
         name,
         f"{bounds.num_tokens:,} x {len(bounds.bias_E)}, K = {problem.top_k}",
@@ -136,13 +136,13 @@ def main() -> None:
             write_batches(path, family_batches(family, num_batches))
             rows.append(bench_problem(family, problem))
             print(*rows[-1], sep=" | ", flush=True)
-    header = ["scores", "tokens x experts", "passes", "relative gap", "value above LP*", "lower bound below LP*"]
+    header = ["scores", "tokens x experts", "passes", "relative gap", "upper bound above LP*", "lower bound below LP*"]
     header += ["streaming: cpu / wall, peak memory", "exact: cpu / wall, peak memory"]
     sections = [
         "# Bounds of the pooled problem",
         "Written by `python -m experiments.benchmarks.streaming`; its docstring says what is measured. The solver\n"
         f"stops at a relative gap of {TOLERANCE:g}. Distances from LP* are relative to LP*, which `solve_exact`\n"
-        "found in the same run; it sums values plainly, so distances below 1e-11 are its rounding. Passes count the\n"
+        "found in the same run; both bounds allow for rounding. Passes count the\n"
         "survey.",
         machine() + " One thread.",
         table(header, rows),

@@ -58,7 +58,7 @@ def test_solve_prints_the_certificate(run, trace):
     solution = alflb.solve_exact(alflb.AssignmentProblem(SCORES, 2))
     facts = json.loads(run("solve", trace, "--json").stdout)
     assert facts["value"] == pytest.approx(solution.value)
-    assert facts["dual_gap"] == pytest.approx(0.0, abs=1e-9)
+    assert facts["gap"] == pytest.approx(0.0, abs=1e-9)
     assert facts["residual_load"] == 0.0
     table = run("solve", trace).stdout
     assert "Certified optimum" in table

@@ -16,7 +16,7 @@ def found():
 def test_everything_needed_is_in_order_here():
     items = found()
     assert all(item.fit for item in items.values())
-    needed = {"numpy", "scipy", "numba", "cvxpy", "highspy", "typer"}
+    needed = {"numpy", "scipy", "numba", "cvxpy", "typer"}
     assert needed <= set(items)
     assert items["numpy"].state.startswith(importlib.metadata.version("numpy"))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alflb.rules import make_rule, rule_names, sees_scores
+from alflb.rules import RULES, Observation, Sight, make_rule, rule_names
 from tests.training.models import (
     NUM_EXPERTS,
     bias_tensors,
@@ -155,7 +155,7 @@ def test_tensors_that_are_no_bias_are_refused(spoil, message):
         LoadBalancer.attach(model)
 
 
-@pytest.mark.parametrize("rule", [name for name in rule_names() if sees_scores(make_rule(name))])
+@pytest.mark.parametrize("rule", [name for name in rule_names() if RULES.get(name).sees is not Sight.LOADS])
 def test_rules_that_see_scores_are_refused(rule):
     with pytest.raises(
         ValueError, match="sees the scores, and in training only loads leave the device; choose a load-"
@@ -176,15 +176,16 @@ def test_rule_and_schedule_are_checked():
     assert all(not module._forward_pre_hooks for module in model.modules()), "nothing was left behind"
 
 
-@pytest.mark.parametrize("rule", [name for name in rule_names() if not sees_scores(make_rule(name))])
+@pytest.mark.parametrize("rule", [name for name in rule_names() if RULES.get(name).sees is Sight.LOADS])
 def test_every_load_only_rule_steps_as_it_does_alone(rule):
     model = feeds()
-    rule = make_rule(rule, lambda t: 0.01 / t)
+    rule = make_rule(rule, *[lambda t: 0.01 / t] * RULES.get(rule).takes_schedule)
     reports = feed(model, LoadBalancer.attach(model, rule), range(6))
     bias_E, state = np.zeros(NUM_EXPERTS), rule.init(NUM_EXPERTS)
     for t, report in enumerate(reports, start=1):
         load_E = report.layers[0].load_E
-        bias_E, state = rule.update(bias_E, load_E, np.full(NUM_EXPERTS, load_E.sum() / NUM_EXPERTS), t, state)
+        seen = Observation(t, np.full(NUM_EXPERTS, load_E.sum() / NUM_EXPERTS), load_E=load_E)
+        bias_E, state = rule.step(bias_E, seen, state)
         assert report.layers[0].bias_E.tobytes() == bias_E.tobytes()
     assert model[1].bias.tolist() == bias_E.astype(np.float32).tolist()
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from alflb.rules import make_rule, rule_names, sees_scores
+from alflb.rules import RULES, Sight, rule_names
 from alflb.schedules import InverseSqrt
 from tests.training.models import feed, feeds, torch, training
 
@@ -51,17 +51,18 @@ def test_killed_and_resumed_runs_have_the_bias_path_of_an_undisturbed_one(spawn,
     assert np.ptp(paths[0][-1]) > np.ptp(paths[0][3]) > 0
 
 
-@pytest.mark.parametrize("rule", [name for name in rule_names() if not sees_scores(make_rule(name))])
+@pytest.mark.parametrize("rule", [name for name in rule_names() if RULES.get(name).sees is Sight.LOADS])
 def test_every_rules_memory_and_place_in_its_schedule_survive(rule):
     model = feeds()
-    balancer = LoadBalancer.attach(model, rule, InverseSqrt(0.01))
+    schedule = InverseSqrt(0.01) if RULES.get(rule).takes_schedule else None
+    balancer = LoadBalancer.attach(model, rule, schedule)
     feed(model, balancer, range(5))
     saved_model, saved = copy.deepcopy(model.state_dict()), through_a_file(balancer.state_dict())
     feed(model, balancer, range(5, 9))
 
     again = feeds()
     again.load_state_dict(saved_model)
-    resumed = LoadBalancer.attach(again, rule, InverseSqrt(0.01))
+    resumed = LoadBalancer.attach(again, rule, schedule)
     resumed.load_state_dict(saved)
     assert resumed.num_steps == 5
     feed(again, resumed, range(5, 9))

@@ -65,6 +65,26 @@ def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type:
 
 
 @njit(**_JIT)
+def find_near(start_R, picks_R, expert_N, score_N, price_E, reach, place_N, last_in_R):  # type: ignore[no-untyped-def]
+    """Which entries no price change within `reach` can move: place_N is 1 if in, -1 if out, 0 if it may be either.
+
+    `last_in_R` receives the row's picks-th largest priced score; 0 for rows without a choice, all of whose entries
+    are in.
+    """
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        last_in_R[row] = 0
+        if start_R[row + 1] - start_R[row] <= picks_R[row]:
+            place_N[start_R[row] : start_R[row + 1]] = 1
+            continue
+        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        last_in_R[row] = last_in
+        for n in range(start_R[row], start_R[row + 1]):
+            value = score_N[n] + price_E[expert_N[n]]
+            place_N[n] = np.int8(value - first_out > reach) - np.int8(last_in - value > reach)
+
+
+@njit(**_JIT)
 def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
     """Give the units of the rows to redo to their best entries, ties to the experts with most room; keep `room_E`."""
     for row in range(picks_R.size):
