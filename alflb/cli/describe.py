@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alflb import duality, metrics
 from alflb.exact import AssignmentSolution
 from alflb.io import Row
-from alflb.problem import AssignmentProblem
+from alflb.problem import AssignmentProblem, FloatArray
 from alflb.traces import LoadTrace, RouterTrace
 
 _CHUNK = 2**20
@@ -58,9 +58,9 @@ def describe_trace(trace: RouterTrace) -> Row:
         "dtype": str(trace.scores_TE.dtype),
         "top_k": trace.top_k,
         "documents": None if trace.document_starts_D is None else len(trace.document_starts_D),
-        **_score_facts(problem),
+        **_score_facts(trace.scores_TE),
         "score_range": problem.score_range,
-        "boundary_ties": sum(map(_boundary_ties, _parts(problem))),
+        "boundary_ties": sum(_boundary_ties(part, trace.top_k) for part in _parts(trace.scores_TE)),
     }
     if trace.is_grouped:  # loads of plain top-K are not what this router does
         return _with_metadata(facts, trace.metadata)
@@ -76,81 +76,71 @@ def _with_metadata(facts: Row, metadata: Mapping[str, Any]) -> Row:
     return {**facts, **{f"metadata_{key}" if key in facts else key: value for key, value in claims.items()}}
 
 
-def _parts(problem: AssignmentProblem) -> Iterator[AssignmentProblem]:
-    """The problem cut into consecutive tokens."""
-    step = max(1, _CHUNK // problem.num_experts)
-    for start in range(0, problem.num_tokens, step):
-        yield AssignmentProblem(problem.scores_TE[start : start + step], problem.top_k)
+def _parts(scores_TE: FloatArray) -> Iterator[FloatArray]:
+    """The scores of consecutive tokens, a few at a time."""
+    step = max(1, _CHUNK // scores_TE.shape[1])
+    return (scores_TE[start : start + step] for start in range(0, len(scores_TE), step))
 
 
 def _top_k(problem: AssignmentProblem, bias_E: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
     """Loads and affinity of top-K at a bias."""
     load_E, affinity = np.zeros(problem.num_experts, dtype=np.int64), 0.0
-    for part in _parts(problem):
+    for scores_TE in _parts(problem.scores_TE):
+        part = AssignmentProblem(scores_TE, problem.top_k)
         allocation = duality.allocate(part, bias_E)
         load_E += allocation.load_E
         affinity += duality.affinity(part, allocation.experts_TK)
     return load_E, affinity
 
 
-def _score_facts(problem: AssignmentProblem) -> Row:
-    """Extremes and median of the scores that are not -inf."""
-    low, high, forbidden = np.inf, -np.inf, 0
-    for part in _parts(problem):
-        allowed_TE = part.scores_TE > -np.inf
-        low = min(low, float(part.scores_TE.min(where=allowed_TE, initial=np.inf)))
-        high = max(high, float(part.scores_TE.max()))
-        forbidden += part.scores_TE.size - int(np.count_nonzero(allowed_TE))
-    first = forbidden + (problem.scores_TE.size - forbidden - 1) // 2
-    last = forbidden + (problem.scores_TE.size - forbidden) // 2
+def _score_facts(scores_TE: FloatArray) -> Row:
+    """Extremes and median of the scores that are not -inf, and how many are."""
+    low, high = _extremes(scores_TE)
+    forbidden = sum(int(np.count_nonzero(part == -np.inf)) for part in _parts(scores_TE))
     return {
         "score_min": low,
-        "score_median": float(np.mean([_ranked(problem, rank, low, high) for rank in {first, last}])),
+        "score_median": _median(scores_TE, low, high, scores_TE.size - forbidden),
         "score_max": high,
         "forbidden_pairs": forbidden,
     }
 
 
-def _ranked(problem: AssignmentProblem, rank: int, low: float, high: float) -> float:
-    """The score of a rank from below, known to lie in [low, high]: halves the interval until few scores are left."""
-    while True:
-        below = sum(int(np.count_nonzero(part.scores_TE < low)) for part in _parts(problem))
-        inside = sum(int(np.count_nonzero(part.scores_TE <= high)) for part in _parts(problem)) - below
-        if inside <= _CHUNK or low == high:
-            break
-        middle = low / 2 + high / 2
-        at_most = sum(int(np.count_nonzero(part.scores_TE <= middle)) for part in _parts(problem))
-        if at_most > rank:
-            high = max(
-                float(part.scores_TE.max(where=part.scores_TE <= middle, initial=-np.inf)) for part in _parts(problem)
-            )
-        else:
-            low = min(
-                float(part.scores_TE.min(where=part.scores_TE > middle, initial=np.inf)) for part in _parts(problem)
-            )
-    if low == high:
-        return low
-    left = np.concatenate(
-        [part.scores_TE[(part.scores_TE >= low) & (part.scores_TE <= high)] for part in _parts(problem)]
-    )
-    return float(np.partition(left, rank - below)[rank - below])
+def _extremes(scores_TE: FloatArray) -> tuple[float, float]:
+    low = min(float(part.min(where=part > -np.inf, initial=np.inf)) for part in _parts(scores_TE))
+    return low, float(scores_TE.max())
 
 
-def histogram(trace: RouterTrace, bins: int) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
-    """Counts and edges of the scores that are not -inf; None if they span more than a float can express."""
-    facts = _score_facts(AssignmentProblem(trace.scores_TE, trace.top_k))
-    low, high = facts["score_min"], facts["score_max"]
-    if not np.isfinite(high - low):
+def _median(scores_TE: FloatArray, low: float, high: float, count: int) -> float:
+    """Median of the `count` scores in [low, high]; a histogram says where it lies, so that few scores are sorted."""
+    ranks = np.array([(count - 1) // 2, count // 2])
+    edges = np.array([low, high])
+    counted = histogram(scores_TE, bins=4096)
+    if counted is not None:
+        first, last = np.searchsorted(np.cumsum(counted[0]), ranks, side="right")
+        edges = counted[1][[max(first - 1, 0), min(last + 2, 4096)]]
+    near_low, near_high = edges.astype(scores_TE.dtype)  # one bin more on both sides: edges are rounded
+    below = sum(int(np.count_nonzero((part > -np.inf) & (part < near_low))) for part in _parts(scores_TE))
+    near = np.concatenate([part[(part >= near_low) & (part <= near_high)] for part in _parts(scores_TE)])
+    near.partition(ranks - below)
+    return float(near[ranks - below].astype(np.float64).mean())
+
+
+def histogram(scores_TE: FloatArray, bins: int) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+    """Counts and edges of the scores that are not -inf; None if their range is zero or no finite number."""
+    low, high = _extremes(scores_TE)
+    if not 0 < high - low < np.inf:
         return None
-    return np.histogram(trace.scores_TE, bins=bins, range=(low, high))
+    counts, edges = np.histogram(scores_TE, bins=bins, range=(low, high))
+    return counts, edges
 
 
-def _boundary_ties(problem: AssignmentProblem) -> int:
+def _boundary_ties(scores_TE: FloatArray, top_k: int) -> int:
     """Tokens whose K-th and (K+1)-th scores are equal at bias 0: there the tie rule decides."""
-    if problem.top_k == problem.num_experts:
+    num_experts = scores_TE.shape[1]
+    if top_k == num_experts:
         return 0
-    cut = problem.num_experts - problem.top_k
-    ordered = np.partition(problem.scores_TE, (cut - 1, cut), axis=1)
+    cut = num_experts - top_k
+    ordered = np.partition(scores_TE, (cut - 1, cut), axis=1)
     return int(np.count_nonzero(ordered[:, cut] == ordered[:, cut - 1]))
 
 

@@ -34,7 +34,7 @@ def inspect(
         print_facts(describe_loads(opened), as_json, title)
         return
     print_facts(describe_trace(opened), as_json, title)
-    counted = None if as_json else histogram(opened, bins=16)
+    counted = None if as_json else histogram(opened.scores_TE, bins=16)
     if counted is not None:
         _print_histogram(*counted)
 
