@@ -33,6 +33,8 @@ _REFERENCES = {
     "highs": "alflb.exact.reference.scipy_",
     "mincostflow": "alflb.exact.reference.mincostflow",
 }
+
+
 def method_names() -> list[str]:
     """Names accepted as `method`."""
     return ["auto", *sorted([*_REFERENCES, "screen"])]

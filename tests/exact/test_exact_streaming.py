@@ -246,7 +246,11 @@ def test_any_way_to_map_gives_the_same_bits():
     alone = solve_streaming(problem, sample_rows=300)
     with ThreadPoolExecutor(3) as pool:
         together = solve_streaming(problem, sample_rows=300, evaluate_batches=pool.map)
-    assert (alone.upper_bound, alone.lower_bound, alone.history) == (together.upper_bound, together.lower_bound, together.history)
+    assert (alone.upper_bound, alone.lower_bound, alone.history) == (
+        together.upper_bound,
+        together.lower_bound,
+        together.history,
+    )
     assert np.array_equal(alone.bias_E, together.bias_E)
     assert np.array_equal(alone.load_E, together.load_E)
 

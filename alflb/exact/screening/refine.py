@@ -59,9 +59,7 @@ class _Level(NamedTuple):
     """Where each entry stands in the first level's."""
 
 
-def refine(
-    source: ScoreSource, grid: Grid, top_k: int, unit: int, target_E: IntArray, price_E: IntArray
-) -> Refinement:
+def refine(source: ScoreSource, grid: Grid, top_k: int, unit: int, target_E: IntArray, price_E: IntArray) -> Refinement:
     """From optimal prices of the rounded scores to an optimum of the scores as given.
 
     Parameters
@@ -121,9 +119,7 @@ def _centered(price_E: IntArray, exponent: int) -> NDArray[np.float64]:
     return np.ldexp((price_E - mean).astype(np.float64), exponent)
 
 
-def _list_near(
-    source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, reach: int
-) -> tuple[_Level, IntArray]:
+def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, reach: int) -> tuple[_Level, IntArray]:
     """One pass over all scores: the rows within `reach` of a tie, and the certain picks of each expert (tokens)."""
     num_experts = source.num_experts
     certain_E = np.zeros(num_experts, np.int64)
@@ -158,9 +154,7 @@ def _keep_near(level: _Level, price_E: IntArray, reach: int) -> tuple[_Level, In
     """The entries within `reach` of a tie, scores now relative to it; and which places are certain picks."""
     rows = level.rows
     side_N, last_in_R = np.empty(len(rows.expert_N), np.int8), np.empty_like(rows.token_R)
-    flow_kernels.find_near(
-        rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, price_E, reach, side_N, last_in_R
-    )
+    flow_kernels.find_near(rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, price_E, reach, side_N, last_in_R)
     row_N = np.repeat(np.arange(len(rows.token_R)), np.diff(rows.start_R))
     num_near_R = np.bincount(row_N[side_N == 0], minlength=len(rows.token_R))
     num_in_R = np.bincount(row_N[side_N == 1], minlength=len(rows.token_R))
@@ -195,9 +189,7 @@ def _finer_scores(level: _Level, exponent: int, finer: int) -> tuple[Undecided, 
 def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
     """Units of all entries: as settled, or as prices alone decide."""
     side_N, last_in_R = np.empty(len(rows.expert_N), np.int8), np.empty_like(rows.token_R)
-    flow_kernels.find_near(
-        rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, found.price_E, 0, side_N, last_in_R
-    )
+    flow_kernels.find_near(rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, found.price_E, 0, side_N, last_in_R)
     units_N = np.where(side_N == 1, unit, 0)
     is_settled_R = np.isin(rows.token_R, found.rows.token_R)
     units_N[np.repeat(is_settled_R, np.diff(rows.start_R))] = found.units_N
@@ -207,7 +199,5 @@ def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
 def _is_contradicted(rows: Undecided, units_N: IntArray, price_E: IntArray, unit: int) -> bool:
     """Whether an entry with units to spare beats one with units, in any row."""
     wrong_R = np.empty(len(rows.token_R), np.bool_)
-    found = flow_kernels.find_contradicted(
-        rows.start_R, rows.expert_N, rows.score_N, unit, units_N, price_E, wrong_R
-    )
+    found = flow_kernels.find_contradicted(rows.start_R, rows.expert_N, rows.score_N, unit, units_N, price_E, wrong_R)
     return bool(found)
