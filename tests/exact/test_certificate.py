@@ -71,7 +71,7 @@ def test_a_right_answer_is_proved():
         {"units": (2, -1), "target": [3, 0, 1]},  # picks that add up, of impossible sizes
         {"units": (-1, 2)},
         {"prices": [0, 0, 0]},  # token 1 no longer indifferent
-        {"prices": [0, 3, 0]},  # token 0 indifferent as well
+        {"prices": [0, 5, 0]},  # token 0 gone as well
         {"prices": [9, 1, 0]},
         {"tokens": (0,), "entries": ((0, 1),)},  # not this token's tie
         {"entries": ((1, 2),)},  # not these experts'
