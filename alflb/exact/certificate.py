@@ -207,7 +207,7 @@ def _blocks(problem: AssignmentProblem, units: csr_array) -> Iterator[tuple[NDAr
 def _reduced_scores(
     scores_CE: NDArray[np.float64], is_used_CE: NDArray[np.bool_], bias_E: NDArray[np.float64], top_k: int
 ) -> NDArray[np.float64]:
-    """r = gamma + p - y, each row's y being its K-th largest gamma + p, with the error of every gamma + p."""
+    """R = gamma + p - y, each row's y being its K-th largest gamma + p, with the error of every gamma + p."""
     biased_CE = scores_CE + bias_E
     shift_CE = biased_CE - scores_CE
     error_CE = np.where(np.isfinite(scores_CE), (scores_CE - (biased_CE - shift_CE)) + (bias_E - shift_CE), 0.0)

@@ -94,9 +94,10 @@ def hard_problems(draw):
         "rows": lambda: np.repeat(rng.random((1, num_experts)), num_tokens, axis=0),
     }[family]()
     limit = 0.2 * float(np.finfo(dtype).max)
-    scores = scores * draw(st.sampled_from(WIDE_SIZES if is_wide else SIZES))
-    scores += draw(st.sampled_from([0.0, 0.0, 0.0, 1e4, 1e9, -1e15]))
-    scores = np.clip(scores, -limit, limit).astype(dtype)
+    size = draw(st.sampled_from(WIDE_SIZES if is_wide else SIZES))
+    offset = draw(st.sampled_from([0.0, 0.0, 0.0, 1e4, 1e9, -1e15]))
+    with np.errstate(over="ignore", under="ignore"):
+        scores = np.clip(scores * size + offset, -limit, limit).astype(dtype)
     masks = WIDE_MASKS if is_wide else MASKS
     is_masked = rng.random(shape) < draw(st.sampled_from([0.0, 0.1, 0.3, 0.6]))
     one, several = draw(st.sampled_from(masks)), rng.choice(masks, shape)

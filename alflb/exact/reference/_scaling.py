@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from alflb.problem import AssignmentProblem
 
-
 SPAN = 1024.0
 """Size of the largest scaled score: the solvers' tolerances, 1e-9 at best, are that much finer than they say."""
 

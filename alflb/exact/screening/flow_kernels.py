@@ -1,8 +1,9 @@
 """Compiled loops over the undecided entries, all in integers: assign, price by quantiles, reroute on a graph.
 
 The entries form a sparse matrix by rows (one row per token): row r owns entries ``start_R[r] .. start_R[r + 1]``,
-entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row hands out ``picks_R[r] * unit`` units,
-at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is the integer bias.
+entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row hands out
+``picks_R[r] * unit`` units, at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is
+the integer bias.
 
 The functions call each other, so they stand in one file: numba's cache does not look across files.
 """

@@ -15,7 +15,6 @@ from alflb.exact.batched import BatchedProblem
 from alflb.exact.certificate import value_range
 from alflb.exact.results import SolverError
 from alflb.exact.screening import solve
-from alflb.exact.units import target_units
 from alflb.exact.streaming.passes import (
     AnySummary,
     Fingerprint,
@@ -26,8 +25,9 @@ from alflb.exact.streaming.passes import (
     SurveyTask,
     reduce_pass,
 )
-from alflb.exact.streaming.results import MapBatches, Pass, StreamingSolution, relative_gap
 from alflb.exact.streaming.repair import Repair, balance_by_swaps, bin_edges, reassign_closest
+from alflb.exact.streaming.results import MapBatches, Pass, StreamingSolution, relative_gap
+from alflb.exact.units import target_units
 from alflb.problem import AssignmentProblem, FloatArray, check_target, check_top_k
 
 FloatVector = NDArray[np.float64]
