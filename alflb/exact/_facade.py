@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from alflb.exact.batched import BatchedProblem
 from alflb.exact.results import AssignmentSolution, certify
-from alflb.problem import AssignmentProblem
+from alflb.problem import AssignmentProblem, check_problem
 from alflb.registry import unknown_name
 
 _MODULES = {
@@ -68,6 +68,8 @@ def solve_exact(
     """
     if method not in method_names():
         raise unknown_name("method", method, method_names())
+    if not isinstance(problem, BatchedProblem):
+        check_problem(problem)
     if method in ("auto", "screen"):
         from alflb.exact import screening
 
