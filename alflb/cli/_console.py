@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -54,6 +55,13 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             fail("interrupted; finished work is kept where an output folder was given", 130)
 
     return guarded
+
+
+def run_program(command: Callable[..., None]) -> None:
+    """Run one function as a whole program: its arguments are the options, its docstring the help."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(reports_errors(command))
+    program()
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -104,8 +112,8 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[_Bar]:
-    """A progress bar on standard error, with time to go, for work that reports units done."""
+def progress_bar(*, quiet: bool = False) -> Iterator[_Bar]:
+    """A progress bar on standard error, with time to go, for work that reports units done; `quiet` hides it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,7 +122,7 @@ def progress_bar() -> Iterator[_Bar]:
         TextColumn("left:"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    with Progress(*columns, console=err) as progress:
+    with Progress(*columns, console=err, disable=quiet) as progress:
         yield _Bar(progress)
 
 
