@@ -78,7 +78,7 @@ def _repeated(check: Callable[..., Verdict], effort: Effort, sizes: dict[str, in
         total, rounds = total + latest.instances, rounds + 1
         if not latest.holds or latest.ratio > worst.ratio:
             worst = latest
-    return Verdict(worst.claim, worst.kind, total, worst.measured, worst.bound, worst.holds, worst.witness)
+    return Verdict(worst.claim, worst.statement, total, worst.measured, worst.bound, worst.holds, worst.witness)
 
 
 def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail: bool = False) -> Row:
@@ -93,14 +93,14 @@ def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail
     return Row(
         claim,
         part,
-        found.kind,
+        found.statement,
         found.instances,
         float(found.measured),
         float(found.bound),
         passed,
         words,
         seconds,
-        found.witness,
+        dict(found.witness),
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TraceArgument = Annotated[
     Path | None, typer.Argument(help="Trace file. Default: the real router trace that ships with alflb.")
 ]
-JobsOption = Annotated[int, typer.Option(min=1, help="Run cells in so many processes (extra: cluster).")]
+JobsOption = Annotated[int, typer.Option(min=1, help="Run cells in this many processes (extra: cluster).")]
 SchedulerOption = Annotated[
     str | None, typer.Option(help="Run cells on this Dask cluster, e.g. tcp://host:8786 (extra: cluster).")
 ]

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -88,6 +89,13 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
+def run_program(command: Callable[..., None]) -> None:
+    """Run one function as a whole program: its arguments are the options, its docstring the help."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(reports_errors(command))
+    program()
+
+
 def fail(message: str, code: int) -> NoReturn:
     """End the program with one line on standard error."""
     err.print(f"[bold red]error:[/] {plain(message)}", highlight=False, soft_wrap=True)
@@ -153,8 +161,8 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[_Bar]:
-    """A progress bar on standard error, with time to go, for work that reports units done."""
+def progress_bar(*, quiet: bool = False) -> Iterator[_Bar]:
+    """A progress bar on standard error, with time to go, for work that reports units done; `quiet` hides it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -163,7 +171,7 @@ def progress_bar() -> Iterator[_Bar]:
         TextColumn("left:"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    with Progress(*columns, console=err) as progress:
+    with Progress(*columns, console=err, disable=quiet) as progress:
         yield _Bar(progress)
 
 

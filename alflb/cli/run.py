@@ -28,7 +28,9 @@ def simulate(
     stream: Annotated[
         str, typer.Option(help="Score stream, e.g. trace, gumbel or drift; a wrong name lists all.")
     ] = "trace",
-    order: Annotated[str, typer.Option(help="Order of a trace's tokens: text or shuffled.")] = "text",
+    order: Annotated[
+        str, typer.Option(help="Order of a trace's tokens: text, batches (whole, in random order) or shuffled.")
+    ] = "text",
     static: Annotated[bool, typer.Option("--static", help="Repeat the first batch at every step.")] = False,
     array: ArrayOption = None,
     tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 2048,
@@ -48,7 +50,7 @@ def simulate(
     out_file: Annotated[Path | None, typer.Option("--out", help="Save the run (.npz): biases, loads, series.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One run of ALF-LB on a trace or a synthetic stream, summarised."""
+    """One run of ALF-LB on a trace or a synthetic stream, summarized."""
     import alflb
     from alflb.io import require_writable_file
     from alflb.rules import RULES

@@ -20,7 +20,7 @@ from alflb.cli._arguments import (
 from alflb.cli._console import err, out, plain, progress_bar, reports_errors
 
 if TYPE_CHECKING:
-    from alflb.studies.claims import Check
+    from alflb.verdict import Verdict
 
 
 @reports_errors
@@ -89,7 +89,7 @@ def _parse_numbers(text: str) -> list[float]:
         raise ValueError(f"step sizes are {text!r}; give comma-separated numbers, e.g. 1e-3,1e-2") from None
 
 
-def _print_checks(checks: list[Check]) -> None:
+def _print_checks(checks: list[Verdict]) -> None:
     table = Table(title="Checks", title_justify="left", box=None, pad_edge=False)
     table.add_column("claim", no_wrap=True)
     table.add_column("statement", overflow="fold")
@@ -102,8 +102,8 @@ def _print_checks(checks: list[Check]) -> None:
             check.claim,
             check.statement,
             str(check.instances),
-            f"{check.worst + 0.0:.1e}",
-            f"{check.limit:.0e}",
+            f"{check.measured + 0.0:.1e}",
+            f"{check.bound:.0e}",
             verdict,
         )
     out.print(table)

@@ -155,9 +155,9 @@ def test_study_leaves_a_report_and_resumes(run, tmp_path):
 
 def test_study_exits_1_when_a_check_fails(run, tmp_path, monkeypatch):
     from alflb.studies import report
-    from alflb.studies.claims import Check
+    from alflb.verdict import Verdict
 
-    failing = Check("C1", "spoiled", 1, 1.0, 0.0)
+    failing = Verdict.of("C1", "spoiled", measured=1.0, bound=0.0)
     monkeypatch.setattr(report, "run_checks", lambda result: [failing])
     result = run(*SMALL_STUDY, "--out", tmp_path / "r")
     assert result.exit_code == 1

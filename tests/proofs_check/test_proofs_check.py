@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import alflb.simulation
 from alflb import bounds, duality
@@ -18,7 +19,7 @@ from proofs_check import c4_absorbing_band as c4
 from proofs_check import c5_finite_entry as c5
 from proofs_check import c9_logarithmic_regret as c9
 from proofs_check import c13_sign_rule_noise as c13
-from proofs_check.__main__ import claims, main
+from proofs_check.__main__ import app, claims
 from proofs_check._instances import FAMILIES, draw, smallest
 from proofs_check._witnesses import WITNESSES
 
@@ -138,44 +139,51 @@ def short_proofs(monkeypatch):
     monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
 
 
-def test_table_json_and_exit_code(capsys):
-    assert main(["--claim", "C1", "--instances", "30", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+def run(*arguments):
+    return CliRunner().invoke(app, arguments)
+
+
+def test_table_json_and_exit_code():
+    done = run("--claim", "C1", "--instances", "30", "--json")
+    assert done.exit_code == 0
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof"]
     assert all(row["passed"] and row["claim"] == "C1" for row in rows)
-    assert main(["--claim", "c5", "--budget", "3s"]) == 0
-    out = capsys.readouterr().out
-    assert "finite entry" in out
-    assert "worst instance" in out
+    done = run("--claim", "c5", "--budget", "3s")
+    assert done.exit_code == 0
+    assert "finite entry" in done.stdout
+    assert "worst instance" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--budget", "soon"], "duration"), (["--claim", "C77"], "C77"), (["--instances", "0"], "whole number")],
+    [(["--budget", "soon"], "duration"), (["--claim", "C77"], "C77"), (["--instances", "0"], "--instances")],
 )
-def test_bad_command_line_is_exit_code_2(arguments, word, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert word in capsys.readouterr().err
+def test_bad_command_line_is_exit_code_2(arguments, word):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert word in done.stderr
 
 
-def test_a_refuted_claim_is_exit_code_1_with_its_counterexample(monkeypatch, capsys):
+def test_a_refuted_claim_is_exit_code_1_with_its_counterexample(monkeypatch):
     monkeypatch.setattr(c2, "check", c2.BROKEN)
-    assert main(["--claim", "C2", "--instances", "50"]) == 1
-    assert "counterexample" in capsys.readouterr().out
+    done = run("--claim", "C2", "--instances", "50")
+    assert done.exit_code == 1
+    assert "counterexample" in done.stdout
 
 
-def test_a_control_that_holds_is_exit_code_1(monkeypatch, capsys):
+def test_a_control_that_holds_is_exit_code_1(monkeypatch):
     monkeypatch.setattr(c2, "BROKEN", c2.check)
-    assert main(["--claim", "C2", "--instances", "50"]) == 1
-    assert "NOT REFUTED" in capsys.readouterr().out
+    done = run("--claim", "C2", "--instances", "50")
+    assert done.exit_code == 1
+    assert "NOT REFUTED" in done.stdout
 
 
-def test_without_z3_proofs_are_skipped_and_say_so(monkeypatch, capsys):
+def test_without_z3_proofs_are_skipped_and_say_so(monkeypatch):
     monkeypatch.setattr(_smt, "available", lambda: False)
-    assert main(["--claim", "C3", "--instances", "20"]) == 0
-    assert "skipped" in capsys.readouterr().out
+    done = run("--claim", "C3", "--instances", "20")
+    assert done.exit_code == 0
+    assert "skipped" in done.stdout
 
 
 # ---- planted mutations ----
