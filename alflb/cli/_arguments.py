@@ -19,7 +19,9 @@ JobsOption = Annotated[int, typer.Option(min=1, help="Run cells in this many pro
 SchedulerOption = Annotated[
     str | None, typer.Option(help="Run cells on this Dask cluster, e.g. tcp://host:8786 (extra: cluster).")
 ]
-ArrayOption = Annotated[str | None, typer.Option(help="Which array of a foreign .npz holds the scores.")]
+ArrayOption = Annotated[
+    str | None, typer.Option(help="Which array of a foreign file holds the scores; columns as 'expert_*'.")
+]
 TopKOption = Annotated[
     int | None, typer.Option(help="Experts per token. Default: what the trace says; 8 for synthetic streams.")
 ]

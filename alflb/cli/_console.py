@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
+import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -28,8 +32,36 @@ from rich.table import Table
 P = ParamSpec("P")
 R = TypeVar("R")
 
-out = Console()
-err = Console(stderr=True)
+if not os.environ.get("COLUMNS", "80").strip("0"):  # what a terminal without a size says
+    del os.environ["COLUMNS"]
+
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
+
+
+def run_app(app: Callable[[], None]) -> NoReturn:
+    """Run a typer app as the whole program, on whatever standard output there is.
+
+    Characters that the output cannot encode are written as escapes; an output that cannot be written, a full disk for
+    example, is one line of error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+        code: Any = 0
+    except SystemExit as ending:
+        code = ending.code
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer has nowhere to go
+        if not isinstance(error, BrokenPipeError):
+            fail(f"standard output: {error.strerror or error}", 2)
+    raise SystemExit(code)
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -49,8 +81,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise
         except OSError as error:
             fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
-        except MemoryError:
-            fail("out of memory; use fewer tokens or steps", 2)
+        except MemoryError as error:
+            fail(f"out of memory ({error}); use fewer tokens or steps", 2)
         except KeyboardInterrupt:
             fail("interrupted; finished work is kept where an output folder was given", 130)
 
@@ -73,15 +105,28 @@ def fail(message: str, code: int) -> NoReturn:
 def print_facts(facts: dict[str, Any], as_json: bool, title: str) -> None:
     """Print named facts as a table, or as one JSON object; lists are for the JSON object only."""
     if as_json:
-        print(json.dumps(facts))
+        print_json(facts)
         return
     table = Table(title=plain(title), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if not isinstance(value, list):
-            table.add_row(name, plain(_words(value)))
+            table.add_row(plain(name), plain(_words(value)))
     out.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON; numbers that JSON does not have, infinities and NaN, become null."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _words(value: Any) -> str:
@@ -93,8 +138,12 @@ def _words(value: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that rich prints as it stands, square brackets included."""
-    return escape(text)
+    """Text on one line that rich prints as it stands: no markup, and control characters as escapes."""
+    return escape("".join(sign if sign.isprintable() else _escaped(sign) for sign in text))
+
+
+def _escaped(sign: str) -> str:
+    return " " if sign.isspace() else sign.encode("unicode_escape").decode()
 
 
 class _Bar:

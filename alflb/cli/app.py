@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from alflb.cli._console import fail
+from alflb.cli._console import run_app
 from alflb.cli.doctor import doctor
 from alflb.cli.run import advise, simulate, solve
 from alflb.cli.study import study
@@ -20,7 +20,7 @@ app = typer.Typer(
     help="""Auxiliary-loss-free load balancing of Mixture-of-Experts routers, held against the exact optimum.
 
 Start with `alflb study`: it needs no input and leaves a report. TRACE arguments are .npz files in alflb's trace
-format, any .npz together with --array, or a .npy of shape (tokens, experts).
+format, or arrays (tokens, experts) in .npy, .npz, .pt, .parquet, .csv or .json files, with --array and --top-k.
 
 Exit codes: 0 ok, 1 a check failed, 2 bad input, 130 interrupted.""",
 )
@@ -28,10 +28,7 @@ Exit codes: 0 ok, 1 a check failed, 2 bad input, 130 interrupted.""",
 
 def main() -> None:
     """Entry point of the ``alflb`` command."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
+    run_app(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from packaging.requirements import Requirement
 
 from alflb import __version__
 from alflb.cli._arguments import JsonOption
-from alflb.cli._console import print_facts, reports_errors
+from alflb.cli._console import print_facts, print_json, reports_errors
 from alflb.io import provenance
 from alflb.threads import num_threads
 from alflb.verdict import Finding
@@ -23,7 +22,7 @@ def doctor(as_json: JsonOption = False) -> None:
     """What this installation is and what it lacks; exit code 1 if something that alflb needs is not in order."""
     found = examine()
     if as_json:
-        print(json.dumps([one._asdict() for one in found]))
+        print_json([one._asdict() for one in found])
     else:
         print_facts({one.statement: _in_words(one) for one in found}, False, "")
     if not all(one.holds for one in found):

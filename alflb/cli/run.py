@@ -52,11 +52,11 @@ def simulate(
 ) -> None:
     """One run of ALF-LB on a trace or a synthetic stream, summarized."""
     import alflb
-    from alflb.io import require_writable
+    from alflb.io import require_writable_file
     from alflb.rules import RULES
 
     if out_file:
-        require_writable(out_file.parent)
+        require_writable_file(out_file)
     source, picks = open_stream(stream, trace, array, top_k, tokens, experts, order)
     if static:
         source = alflb.Static(next(source.batches(seed)))
@@ -96,11 +96,11 @@ def solve(
     """The exact optimum of balanced top-K assignment, with the certificate that proves it."""
     from alflb.cli.describe import describe_solution
     from alflb.exact import recertify, solve_exact
-    from alflb.io import require_writable
+    from alflb.io import require_writable_file
     from alflb.problem import AssignmentProblem
 
     if out_file:
-        require_writable(out_file.parent)
+        require_writable_file(out_file)
     opened = open_trace(trace, array, top_k)
     problem = AssignmentProblem(opened.scores_TE, opened.top_k)
     with spinner(f"solving {problem.num_tokens} x {problem.num_experts}, top-{problem.top_k}"):

@@ -17,7 +17,7 @@ from alflb.cli._arguments import (
     TopKOption,
     open_trace,
 )
-from alflb.cli._console import err, out, progress_bar, reports_errors
+from alflb.cli._console import err, out, plain, progress_bar, reports_errors
 
 if TYPE_CHECKING:
     from alflb.verdict import Verdict
@@ -69,7 +69,7 @@ def study(
         print(report.as_json())
     else:
         _print_checks(report.checks)
-        out.print(f"report: {report.path}", soft_wrap=True, highlight=False)
+        out.print(f"report: {plain(str(report.path))}", soft_wrap=True, highlight=False)
     if not report.holds:
         raise SystemExit(1)
 

@@ -218,7 +218,7 @@ def open_scores(
     if trace.is_grouped and not grouped:
         raise TraceError(
             f"{path} is from a router that first chooses {trace.metadata['topk_group']} of "
-            f"{trace.metadata['n_group']} groups of experts; this command and function need plain top-K routing"
+            f"{trace.metadata['n_group']} groups of experts; only plain top-K routing is supported here"
         )
     return trace if top_k is None else valid(path, lambda: replace(trace, top_k=top_k))
 

@@ -225,3 +225,55 @@ def test_convert_counts_and_chosen_experts(tmp_path):
     ):
         trace = convert(tmp_path / "raw.npz", array=array, top_k=2, layer=layer, **more)
         np.testing.assert_array_equal(trace.loads_NE, counts[:, layer])
+
+
+def test_padding_and_documents_are_honoured(tmp_path):
+    padding = np.array([1, 0, 0, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
+    write_parts(
+        tmp_path / "t.npz", {**OK, "batch_tokens": 5}, scores=SCORES, padding=padding, document_starts=[0, 3, 5, 7]
+    )
+    trace = read_trace(tmp_path / "t.npz")
+    np.testing.assert_array_equal(trace.scores_TE, SCORES[~padding])
+    assert trace.document_starts_D.tolist() == [0, 2, 4]  # the document of rows 3 and 4 was padding only
+    assert "batch_tokens" not in trace.metadata
+    write_trace(tmp_path / "again.npz", trace)
+    assert read_trace(tmp_path / "again.npz").document_starts_D.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("starts", [[1, 2], [0, 0], [0, 10], [], [0.0], [[0]]])
+def test_document_starts_that_cannot_be_are_refused(starts):
+    with pytest.raises(ValueError, match="document_starts must be"):
+        RouterTrace(SCORES, 2, document_starts_D=np.array(starts))
+
+
+def test_grouped_routers_are_refused_where_plain_top_k_is_needed(tmp_path):
+    path = tmp_path / "t.npz"
+    write_trace(path, RouterTrace(SCORES, 2, metadata={"n_group": 2, "topk_group": 1}))
+    with pytest.raises(TraceError, match="1 of 2 groups"):
+        open_scores(path)
+    assert open_scores(path, grouped=True).is_grouped
+    assert read_trace(path).is_grouped
+    write_trace(path, RouterTrace(SCORES, 2, metadata={"n_group": 2, "topk_group": 2}))
+    assert not open_scores(path).is_grouped
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"n_group": 3, "topk_group": 1},
+        {"n_group": 2},
+        {"n_group": 2, "topk_group": 3},
+        {"n_group": 4, "topk_group": 1},
+        {"n_group": "2", "topk_group": 1},
+    ],
+)
+def test_groups_that_cannot_be_are_refused(groups):
+    with pytest.raises(ValueError, match=r"group"):
+        RouterTrace(SCORES, 2, metadata=groups)
+
+
+def test_metadata_that_are_not_json_are_not_written(tmp_path):
+    for value in (float("nan"), float("inf"), {1, 2}, b"x"):
+        with pytest.raises(ValueError, match="JSON"):
+            write_trace(tmp_path / "t.npz", RouterTrace(SCORES, 2, metadata={"x": value}))
+    assert not list(tmp_path.iterdir())
