@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from alflb import metrics
 from alflb.duality import center
 from alflb.io import Row, atomic_write
-from alflb.simulation import Trajectory
+from alflb.trajectory import Trajectory
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6B6B6B"
 """Okabe and Ito's palette, told apart by readers with any common colour vision, and a neutral."""

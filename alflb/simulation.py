@@ -2,77 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from alflb.io import atomic_write
 from alflb.kernels import get_kernels
 from alflb.kernels.counting import LoadCounter
 from alflb.observers import Observer, Step
 from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k, target_load_E
 from alflb.rules import Observation, Rule, Sight
 from alflb.streams import DrawnStream, Stream
-from alflb.traces.format import read_arrays
-
-
-@dataclass(frozen=True, eq=False)
-class Trajectory:
-    """What a run leaves behind: biases, loads and per-step numbers, never scores or assignments.
-
-    ``bias_NE[n]`` produced ``load_NE[n]``; the last bias has produced nothing yet, hence one row more.
-    """
-
-    bias_NE: NDArray[np.float64]
-    """Biases, shape (N + 1, E), score units."""
-    load_NE: NDArray[np.int64]
-    """Tokens per expert, shape (N, E)."""
-    target_E: NDArray[np.float64]
-    """Target loads, tokens."""
-    series: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """One array of shape (N,) for each observer."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """num_tokens, top_k, seed, stream, rule, backend, and static (whether every batch was the same one)."""
-
-    @property
-    def num_steps(self) -> int:
-        """N."""
-        return len(self.load_NE)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one ``.npz``, atomically."""
-        with atomic_write(path) as file:
-            file.write(self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """The content of the file that `save` writes: the same bytes for the same run."""
-        arrays: dict[str, NDArray[Any]] = {
-            "bias": self.bias_NE,
-            "load": self.load_NE,
-            "target": self.target_E,
-            "meta": np.array(json.dumps(dict(self.meta), sort_keys=True)),
-            **{f"series/{name}": values for name, values in self.series.items()},
-        }
-        content = io.BytesIO()
-        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-        return content.getvalue()
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """Read what `save` wrote; ValueError for any other file."""
-        arrays = read_arrays(path)
-        missing = {"bias", "load", "target", "meta"} - set(arrays)
-        if missing:
-            raise ValueError(f"{path} is not a saved trajectory: it lacks {', '.join(sorted(missing))}")
-        series = {name.removeprefix("series/"): values for name, values in arrays.items() if name.startswith("series/")}
-        return cls(arrays["bias"], arrays["load"], arrays["target"], series, json.loads(str(arrays["meta"])))
+from alflb.trajectory import Trajectory
 
 
 def simulate(
@@ -160,7 +103,7 @@ def simulate(
         scores: dict[str, Any] = {"scores_TE": batch, "top_k": top_k} if as_arrays else {}
         drafted_E = bias_NE[n]
         routed_E, state = rule.before_routing(drafted_E, Observation(n + 1, target_E, **scores), state)
-        bias_NE[n] = routed_E
+        bias_NE[n] = check_bias(routed_E, num_experts, name=f"the bias of step {n + 1} of {rule}")
         step = Step(n + 1, batch, top_k, target_E, bias_NE[n], bias_NE[n + 1], kernels)
         same_scores = previous is not None and previous.scores_TE is batch
         static &= same_scores or n == 0
@@ -172,7 +115,8 @@ def simulate(
         else:
             load_NE[n] = counter.loads(batch, bias_NE[n])
         seen = Observation(n + 1, target_E, load_E=load_NE[n], **scores)
-        bias_NE[n + 1], state = rule.after_routing(bias_NE[n], seen, state)
+        next_E, state = rule.after_routing(bias_NE[n], seen, state)
+        bias_NE[n + 1] = check_bias(next_E, num_experts, name=f"the bias after step {n + 1} of {rule}")
         for observer in observers:
             series[observer.name][n] = observer(step)
         previous = step

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from alflb import duality
+from alflb import duality, metrics
 from alflb.exact import recertify, solve_exact
 from alflb.io import Row, atomic_write
 from alflb.problem import AssignmentProblem, target_load_E
@@ -215,7 +215,7 @@ def price(trace: RouterTrace) -> Row:
     ]
     return {
         "trace_tokens": problem.num_tokens,
-        "max_vio_trace": float(allocation.load_E.max() / problem.target_load - 1.0),
+        "max_vio_trace": float(metrics.max_vio(allocation.load_E)),
         "dual_gap": (duality.dual_value(problem, trace.bias_E) - solution.value) / solution.value,
         "affinity": duality.affinity(problem, allocation.experts_TK) / solution.value,
         "correlation": _correlation(trace.bias_E, solution.bias_E),
@@ -463,7 +463,7 @@ class Trainer:
         self._update_weights(size.learning_rate_at(step))
         for layer, routing in heard.items():
             load_E = routing.load_E()
-            self.history.max_vio[layer].append(float(load_E.max() / load_E.mean() - 1.0))
+            self.history.max_vio[layer].append(float(metrics.max_vio(load_E)))
         self.balance.step(heard)
         self.history.training_loss.append(total)
 
@@ -520,7 +520,7 @@ def _look(trainer: Trainer, traces: Path | None) -> None:
                 "layer": layer,
                 "validation_loss": seen.loss,
                 "validation_tokens": int(load_E.sum()) // trainer.size.top_k,
-                "max_vio_global": float(load_E.max() / load_E.mean() - 1.0),
+                "max_vio_global": float(metrics.max_vio(load_E)),
                 "dead_experts": int(np.count_nonzero(load_E == 0)),
                 **price(trace),
             }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from alflb import make_rule, make_schedule, metrics, rule_names, simulate, solve_exact
 from alflb.io import Row
@@ -70,20 +69,13 @@ def run(cell: Row, seed: int) -> list[Row]:
     violation_N = metrics.max_vio(path)
     return [
         {
-            **{f"balance_{level:g}": _stays_below(violation_N, level) for level in BALANCE},
-            **{f"gap_{level:g}": _stays_below(gap_N, level) for level in OPTIMALITY},
+            **{f"balance_{level:g}": metrics.settled_from(violation_N, level) for level in BALANCE},
+            **{f"gap_{level:g}": metrics.settled_from(gap_N, level) for level in OPTIMALITY},
             "max_vio_final": float(violation_N[-50:].mean()),
             "gap_final": float(gap_N[-50:].mean()),
             "affinity_final": float(path.series["affinity"][-50:].mean() / lp_value - 1),
         }
     ]
-
-
-def _stays_below(value_N: NDArray[np.float64], level: float) -> int | None:
-    """First step from which the values stay at or below the level to the end; None if they do not."""
-    above = np.flatnonzero(value_N > level)
-    first = int(above[-1]) + 2 if above.size else 1
-    return first if first <= len(value_N) else None
 
 
 def findings(rows: list[Row]) -> list[Finding]:

@@ -11,8 +11,8 @@ from alflb import make_rule, metrics, simulate, solve_exact
 from alflb.io import Row
 from alflb.observers import make_observers
 from alflb.plotting import BLUE, MARKERS, RED, new_figure, plain_ticks, ramp, styled
-from alflb.simulation import Trajectory
 from alflb.streams import Static
+from alflb.trajectory import Trajectory
 from experiments._problems import static_problem
 from experiments._statistics import Finding, mean_interval
 

@@ -31,7 +31,7 @@ from alflb import duality, load_router_trace, make_rule, make_stream, metrics, r
 from alflb.io import Row, write_text
 from alflb.kernels import get_kernels
 from alflb.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
-from alflb.problem import AssignmentProblem, FloatArray
+from alflb.problem import AssignmentProblem, FloatArray, target_load_E
 from alflb.rules import RULES, Rule, Sight
 from alflb.streams import Stream, stream_names
 from alflb.streams.linear_router import sigmoid
@@ -237,7 +237,7 @@ def _run_baseline(name: str, batches: list[FloatArray], top_k: int, judge: _Judg
     affinity = missing = 0.0
     for n in range(len(batches) // 2, len(batches)):
         served_TE = allocate(batches[n], top_k)
-        max_vio_N[n] = served_TE.sum(axis=0).max() / (tokens * top_k / experts) - 1.0
+        max_vio_N[n] = metrics.max_vio(served_TE.sum(axis=0), target_load_E(tokens, experts, top_k))
         missing += float(np.maximum(0, top_k - served_TE.sum(axis=1)).mean()) / top_k
         if n in judge.places:
             affinity += float(batches[n][served_TE].sum(dtype=np.float64))
@@ -304,12 +304,11 @@ def findings(rows: list[Row]) -> list[Finding]:
 def _duel(rows: list[Row], stream: str) -> Finding:
     """MaxVio of `sign` over that of its strongest rival, seed by seed; geometric mean, interval of the logarithms."""
     here = [row for row in rows if row["stream"] == stream]
+    alike = {"sign", *(name for name in rule_names() if RULES.get(name).routes_as == "sign")}
     rivals = {
         row["rule"]: row["tuning_max_vio"]
         for row in here
-        if row["sees"] == "loads"
-        and row["tuned"] != "-"
-        and "sign" not in (row["rule"], RULES.get(row["rule"]).routes_as)
+        if row["sees"] == "loads" and row["tuned"] != "-" and row["rule"] not in alike
     }
     rival = min(rivals, key=lambda rule: rivals[rule])
     of = {(row["rule"], row["seed"]): row["max_vio"] for row in here}

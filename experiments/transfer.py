@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from alflb import duality, load_router_trace, make_rule, simulate
+from alflb import duality, load_router_trace, make_rule, metrics, simulate
 from alflb.io import Row
 from alflb.plotting import BLUE, RED, new_figure, styled
 from alflb.problem import AssignmentProblem
@@ -105,4 +105,4 @@ def figure(rows: list[Row]) -> Figure:
 
 def _max_vio(scores_TE: np.ndarray, bias_E: np.ndarray, top_k: int) -> float:
     problem = AssignmentProblem(scores_TE, top_k)
-    return float(duality.allocate(problem, bias_E).load_E.max() / problem.target_load - 1.0)
+    return float(metrics.max_vio(duality.allocate(problem, bias_E).load_E))

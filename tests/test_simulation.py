@@ -8,8 +8,9 @@ from alflb.exact import solve_exact
 from alflb.observers import make_observers, observer_names
 from alflb.problem import AssignmentProblem
 from alflb.rules import Observation, make_rule
-from alflb.simulation import Trajectory, simulate
+from alflb.simulation import simulate
 from alflb.streams import Static, make_stream
+from alflb.trajectory import Trajectory
 
 SCORES = np.array([[0.75, 0.25], [0.75, 0.5], [0.5, 0.0], [1.0, 0.0]])
 

@@ -203,7 +203,7 @@ def simulate(
     source, picks = _make_stream(stream, trace, array, top_k, tokens, experts, order)
     if static:
         source = alflb.Static(next(source.batches(seed)))
-    steps_by = alflb.make_schedule(schedule, step_size, steps, warm_up)
+    steps_by = alflb.make_schedule(schedule, step_size, steps, warm_up=warm_up)
     balancer = alflb.make_rule(rule, steps_by if RULES.get(rule).takes_schedule else None)
     with progress_bar() as progress:
         progress.begin("simulating", steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb import duality
+from alflb import duality, metrics
 from alflb.exact import AssignmentSolution
 from alflb.io import Row
 from alflb.problem import AssignmentProblem
@@ -31,7 +31,7 @@ def describe_solution(problem: AssignmentProblem, solution: AssignmentSolution) 
         "residual_slackness": solution.residuals.slackness,
         **_quantisation_facts(solution),
         "unbalanced_topk_affinity": greedy_affinity,
-        "max_vio_bias_0": float(greedy.load_E.max() / problem.target_load - 1.0),
+        "max_vio_bias_0": float(metrics.max_vio(greedy.load_E)),
         "bias_spread": duality.spread(solution.bias_E),
         "bias_E": solution.bias_E.tolist(),
     }
@@ -90,8 +90,8 @@ def _boundary_ties(problem: AssignmentProblem) -> int:
 def _balance_facts(problem: AssignmentProblem, bias_E: NDArray[np.float64], label: str) -> Row:
     load_E = duality.allocate(problem, bias_E).load_E
     return {
-        f"max_vio_{label}": float(load_E.max() / problem.target_load - 1.0),
-        f"load_cv_{label}": float(load_E.std() / load_E.mean()),
+        f"max_vio_{label}": float(metrics.max_vio(load_E)),
+        f"load_cv_{label}": float(metrics.load_cv(load_E)),
         f"unused_experts_{label}": int((load_E == 0).sum()),
         f"load_{label}": load_E.tolist(),
     }
@@ -100,16 +100,15 @@ def _balance_facts(problem: AssignmentProblem, bias_E: NDArray[np.float64], labe
 def describe_loads(trace: LoadTrace) -> Row:
     """Balance of a recorded run: MaxVio of its batches and of the whole."""
     loads = trace.loads_NE
-    relative = loads / loads.mean(axis=1, keepdims=True)
-    total = loads.sum(axis=0)
+    max_vio_N = metrics.max_vio(loads)
     return {
         "num_batches": loads.shape[0],
         "num_experts": loads.shape[1],
         "top_k": trace.top_k,
         **{key: value for key, value in trace.metadata.items() if key not in {"top_k", "format", "version"}},
         "tokens_first_batch": int(loads[0].sum() // trace.top_k),
-        "max_vio_batch_mean": float((relative.max(axis=1) - 1.0).mean()),
-        "max_vio_batch_last": float(relative[-1].max() - 1.0),
-        "max_vio_global": float(total.max() / total.mean() - 1.0),
-        "unused_experts": int((total == 0).sum()),
+        "max_vio_batch_mean": float(max_vio_N.mean()),
+        "max_vio_batch_last": float(max_vio_N[-1]),
+        "max_vio_global": float(metrics.max_vio(loads.sum(axis=0))),
+        "unused_experts": int((loads.sum(axis=0) == 0).sum()),
     }

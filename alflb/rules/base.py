@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from alflb.problem import FloatArray, check_number
 from alflb.registry import Registry
-from alflb.schedules import Schedule, as_schedule
+from alflb.schedules import Schedule, as_schedule, step_size_at
 
 State = Any
 """A rule's memory between steps; () for rules without one. Rules never keep memory on themselves."""
@@ -209,8 +209,8 @@ class ScheduledRule(Rule):
         object.__setattr__(self, "schedule", as_schedule(self.schedule))
 
     def step_size(self, t: int) -> float:
-        """The schedule at step t = 1, 2, ..."""
-        return self.schedule(t)  # type: ignore[operator]  # a schedule since __post_init__
+        """The schedule at step t = 1, 2, ...; ValueError unless it is a finite number >= 0."""
+        return step_size_at(self.schedule, t)  # type: ignore[arg-type]  # a schedule since __post_init__
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from alflb import __version__, duality, plotting
+from alflb import __version__, duality, metrics, plotting
 from alflb.io import Row, provenance, write_text
 from alflb.problem import AssignmentProblem
 from alflb.studies.claims import Check, run_checks
@@ -279,7 +279,7 @@ def _model_bias_max_vio(result: StudyResult) -> float | None:
     if trace.bias_E is None:
         return None
     problem = AssignmentProblem(result.study.trace_scores(), trace.top_k)
-    return float(duality.allocate(problem, trace.bias_E).load_E.max() / problem.target_load - 1.0)
+    return float(metrics.max_vio(duality.allocate(problem, trace.bias_E).load_E))
 
 
 def _best_rows(result: StudyResult) -> list[Row]:

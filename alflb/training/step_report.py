@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb import metrics
+
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:
@@ -29,8 +31,8 @@ class LayerReport:
     """The same summed over steps, since attach or the last `LoadBalancer.reset_totals`."""
     bias_E: NDArray[np.float64]
     """The bias after this step, score units."""
-    target_E: NDArray[np.float64] | float = 1.0
-    """Loads wanted, up to a common factor."""
+    target_E: NDArray[np.float64] | None = None
+    """Loads wanted, up to a common factor; None for equal ones."""
     top_k: int | None = None
     """Experts per token, where it is known."""
 
@@ -99,6 +101,7 @@ class StepReport:
         return flat
 
 
-def _max_vio(load_E: NDArray[np.int64], target_E: NDArray[np.float64] | float) -> float:
-    ratio_E = load_E / target_E
-    return float(ratio_E.max() * np.broadcast_to(target_E, load_E.shape).sum() / load_E.sum() - 1.0)
+def _max_vio(load_E: NDArray[np.int64], target_E: NDArray[np.float64] | None) -> float:
+    if target_E is None:
+        return float(metrics.max_vio(load_E))
+    return float(metrics.max_vio(load_E, load_E.sum() * target_E / target_E.sum()))

@@ -35,7 +35,7 @@ def shipped():
 
 def max_vio(scores, top_k, bias):
     problem = AssignmentProblem(scores, top_k)
-    return duality.allocate(problem, bias).load_E.max() / problem.target_load - 1
+    return metrics.max_vio(duality.allocate(problem, bias).load_E)
 
 
 def fit(scores, top_k, steps):
