@@ -391,89 +391,11 @@ class LoadBalancer:
             raise ValueError(f"state is of another model: it lacks layers {lacking} and has layers {unknown}")
 
 
-<<<<<<< HEAD
 def _refuse_half_a_batch() -> None:
     """Raise between two micro-batches of accelerate, whose optimizers do nothing there."""
     accelerate_state = sys.modules.get("accelerate.state")
     if accelerate_state is not None and accelerate_state.GradientState._shared_state:
         if not accelerate_state.GradientState().sync_gradients:
-=======
-class _Layer:
-    """One router: its counts on the device, and the master bias and the rule's memory on the CPU."""
-
-    def __init__(self, router: Router, label: str, rule: Rule) -> None:
-        self.router = router
-        self.label = label
-        self.num_experts = _check_tensor(router).numel()
-        self.counts: dict[torch.device, torch.Tensor] = {}
-        self.read()
-        self.state = rule.init(self.num_experts)
-        self.total_E = np.zeros(self.num_experts, dtype=np.int64)
-
-    def read(self) -> None:
-        """Take the model's bias as the master bias."""
-        self.written = _check_tensor(self.router).detach().cpu().clone()
-        self.bias_E = check_bias(self.written.double().flatten().numpy(), self.num_experts, name=self.router.path)
-
-    def watch(self) -> Any:
-        """Hook the module that shows the picks; first in line, so that it sees what the router chose."""
-        layout, module = self.router.layout, self.router.watched
-        if layout.argument is not None:
-
-            def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self.count(module, self.router.picks(args, kwargs))
-
-            return module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
-
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.count(module, output[layout.output])
-
-        return module.register_forward_hook(after, prepend=True)
-
-    def count(self, module: nn.Module, picks: torch.Tensor) -> None:
-        """Add the picks of one forward pass, unless it is an evaluation or a recomputation."""
-        if not module.training or _inside_backward():
-            return
-        flat = picks.detach().reshape(-1).long()
-        if flat.device not in self.counts:
-            self.counts[flat.device] = _zeros(self.num_experts, flat.device)
-        # not bincount, which on CUDA waits for the device to know its size
-        self.counts[flat.device].scatter_add_(0, flat, torch.ones_like(flat))
-
-    def count_on(self, device: torch.device) -> torch.Tensor:
-        """The counts of all devices, summed on one."""
-        total = _zeros(self.num_experts, device)
-        for counts in self.counts.values():
-            total += counts.to(device)
-        return total
-
-    def update(self, load_E: NDArray[np.int64], rule: Rule, t: int) -> None:
-        """One step of the rule, on the master bias and into the model."""
-        target_E = target_load_E(int(load_E.sum()), self.num_experts, 1)
-        bias_E, state = rule.step(self.bias_E, Observation(t, target_E, load_E=load_E), self.state)
-        self.bias_E = check_bias(bias_E, self.num_experts, name=f"the bias of {self.label} after step {t}")
-        self.state = state
-        self.total_E = self.total_E + load_E
-        self.write()
-
-    def write(self) -> None:
-        """Put the master bias into the model: rounded to float32, which replaces a bias kept in 16 bits."""
-        bias = self.router.bias
-        wide = bias.dtype in (torch.float32, torch.float64)
-        self.written = torch.from_numpy(self.bias_E).to(bias.dtype if wide else torch.float32).view(bias.shape)
-        if wide:
-            with torch.no_grad():
-                bias.copy_(self.written)
-        elif isinstance(bias, nn.Parameter):
-            bias.data = self.written.to(bias.device, copy=True)
-        else:
-            setattr(self.router.owner, self.router.attribute, self.written.to(bias.device, copy=True))
-
-    def refuse_foreign_change(self, now: torch.Tensor) -> None:
-        """Raise unless `now`, the model's bias, is what was written last, up to a cast of the model since then."""
-        expected = self.written.flatten().to(self.router.bias.dtype)
-        if not torch.equal(now.double(), expected.double()):
->>>>>>> h-rules
             raise RuntimeError(
                 "accelerate is accumulating gradients, so optimizer.step() has just done nothing; call step() only "
                 "where accelerator.sync_gradients is true"
