@@ -166,9 +166,7 @@ def plot_regret(regrets: Mapping[str, Regret]) -> Figure:
 
     kinds = {one.kind for one in regrets.values()}
     if len(kinds) != 1:
-        raise ValueError(
-            f"regrets are of kind {', '.join(sorted(kinds)) or 'none'}; pass at least one, all of one kind"
-        )
+        raise ValueError(f"regrets are of {len(kinds)} kinds; pass at least one, and all of one kind")
     with draw_in_style():
         figure, (axis,) = new_figure(1, 1, height=3.2, width=5.2)
         for position, (label, one) in enumerate(regrets.items()):

@@ -1,4 +1,4 @@
-"""What the theory guarantees about one instance, held against what a run on it did: bound, observed, and their ratio."""
+"""The guarantees of the theory for one instance, held against a run on it: bound, observed, and their ratio."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def _check_same_batch(problem: AssignmentProblem, run: Trajectory, point_P: NDAr
         moved = int(np.abs(load_E - run.load_NE[n]).sum()) // 2
         if moved > 0.01 * problem.num_tokens * problem.top_k:
             raise ValueError(
-                f"run: its loads at step {n + 1} are not those of this batch ({moved} picks differ); pass the batch that "
-                "every step of the run routed, a stream of fresh batches has none"
+                f"run: its loads at step {n + 1} are not those of this batch ({moved} picks differ); pass the one batch "
+                "that every step of the run routed"
             )
 
 
@@ -118,7 +118,8 @@ def _step_verdicts(problem: AssignmentProblem, run: Trajectory, point_P: NDArray
         ),
         Verdict.of(
             "C2",
-            f"⟨A − L, δ⟩ ≤ change of D ≤ ⟨A′ − L, δ⟩, excess per pick (score units); D rose at {rises} of {len(steps)} steps",
+            f"⟨A − L, δ⟩ ≤ change of D ≤ ⟨A′ − L, δ⟩, excess per pick (score units); D rose at {rises} of "
+            f"{len(steps)} steps",
             measured=max(outside) / picks,
             bound=ROUNDING,
             instances=len(steps),
