@@ -102,7 +102,7 @@ def test_verify_marks_what_is_vacuous_and_fails_with_exit_code_1(run, monkeypatc
 
 def test_regret_and_schedules_draw_figures(run, tmp_path):
     done = run(
-        "regret", "--stream", "gumbel", "--tokens", 32, "--experts", 4, "--steps", 9, "--figure", tmp_path / "r.png"
+        "regret", "--stream", "gumbel", "--tokens", 32, "--experts", 8, "--steps", 9, "--figure", tmp_path / "r.png"
     )
     assert done.exit_code == 0, done.output
     assert run("schedules", "--plot", tmp_path / "s").exit_code == 0
