@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,3 +56,11 @@ def open_stream(
     if path is not None:
         raise ValueError(f"stream {name!r} is synthetic; leave out the trace file, or use --stream trace")
     return make_stream(name, num_tokens=tokens, num_experts=experts), 8 if top_k is None else top_k
+
+
+def refuse_given(context: typer.Context, options: Iterable[str], reason: str) -> None:
+    """Raise ValueError if one of these options stands on the command line, since for this `reason` it has no effect."""
+    for name in options:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--{name.replace('_', '-')} has no effect with {reason}; leave it out")

@@ -15,6 +15,7 @@ from alflb.cli._arguments import (
     TraceArgument,
     open_stream,
     open_trace,
+    refuse_given,
 )
 from alflb.cli._console import print_facts, progress_bar, reports_errors, spinner
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 @reports_errors
 def simulate(
+    context: typer.Context,
     trace: TraceArgument = None,
     stream: Annotated[
         str, typer.Option(help="Score stream, e.g. trace, gumbel or drift; a wrong name lists all.")
@@ -57,11 +59,15 @@ def simulate(
 
     if out_file:
         require_writable_file(out_file)
+    refuse_given(context, ["experts"] if stream == "trace" else ["order", "array"], f"--stream {stream}")
+    takes_schedule = RULES.get(rule).takes_schedule
+    if not takes_schedule:
+        refuse_given(context, ["step_size", "schedule", "warm_up"], f"--rule {rule}, which takes no step size")
     source, picks = open_stream(stream, trace, array, top_k, tokens, experts, order)
     if static:
         source = alflb.Static(next(source.batches(seed)))
     steps_by = alflb.make_schedule(schedule, step_size, steps, warm_up=warm_up)
-    balancer = alflb.make_rule(rule, steps_by if RULES.get(rule).takes_schedule else None)
+    balancer = alflb.make_rule(rule, steps_by if takes_schedule else None)
     with progress_bar() as progress:
         progress.begin("simulating", steps)
         run = alflb.simulate(
