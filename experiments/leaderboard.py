@@ -34,7 +34,7 @@ from alflb.kernels import get_kernels
 from alflb.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
 from alflb.problem import AssignmentProblem, FloatArray, target_load_E
 from alflb.rules import RULES, Rule, Sight
-from alflb.streams import Stream, stream_names
+from alflb.streams import STREAMS, Stream, stream_names
 from alflb.streams.linear_router import sigmoid
 from alflb.streams.logarithm import LogScores
 from alflb.streams.trace import TraceReplay
@@ -51,8 +51,8 @@ LP_BATCHES = 8
 SETTLED = 0.25
 """A run has settled when its 10-step mean of MaxVio is at most this share of what it is without a bias."""
 
-GATES = ("documents", "linear_router", "low_precision", "trace", "static", "trace_shuffled")
-"""Streams whose scores are gates already; the others are logits."""
+VARIANTS = {"static": "linear_router", "trace_shuffled": "trace", "logistic_long": "logistic"}
+"""Cells that use a registered stream in another way."""
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {"shift": {"shift_every": 50}, "drift": {"period": 400.0}}
 
 _FULL = {"num_tokens": 1024, "num_experts": 32, "top_k": 4, "num_steps": 160}
@@ -134,7 +134,8 @@ def _record(cell: Row, seed: int) -> tuple[list[FloatArray], int]:
     """The batches of a cell as gates, and K."""
     stream, top_k = _make_stream(cell, seed)
     batches = list(itertools.islice(stream.batches(seed), cell["num_steps"]))
-    if cell["stream"] not in GATES:
+    name = str(cell["stream"])
+    if not STREAMS.get(VARIANTS.get(name, name)).scores_are_gates:
         batches = [sigmoid(batch) for batch in batches]  # type: ignore[arg-type]  # float32 stays float32
     for batch in batches:
         batch.flags.writeable = False

@@ -22,15 +22,17 @@ from rich.table import Table
 import proofs_check
 from alflb.cli._console import progress_bar, reports_errors
 from alflb.registry import unknown_name
-from proofs_check._runner import Effort, Row, run_claim
+from proofs_check import formal
+from proofs_check._runner import Effort, Row, formal_rows, run_claim
 
 DEEP_SECONDS = 60.0
 """What `--claim` spends without `--budget`."""
 
 
 def claims() -> list[ModuleType]:
-    """Every claim file, C0, C1, ... in order and the law last: public modules of this package but this one."""
-    names = [module.name for module in pkgutil.iter_modules(proofs_check.__path__) if not module.name.startswith("_")]
+    """Every claim file, C0, C1, ... in order and the law last: public modules of this package, folders left out."""
+    found = pkgutil.iter_modules(proofs_check.__path__)
+    names = [module.name for module in found if not module.ispkg and not module.name.startswith("_")]
     modules = [importlib.import_module(f"proofs_check.{name}") for name in names]
     return sorted(modules, key=lambda module: int(module.CLAIM[1:]) if module.CLAIM[1:].isdigit() else 99)
 
@@ -101,6 +103,8 @@ def _run(chosen: list[ModuleType], effort: Effort, *, quiet: bool) -> list[Row]:
         for module in chosen:
             rows.extend(run_claim(module, effort))
             progress.advance(1)
+        if len(chosen) > 1:
+            rows.extend(formal_rows(formal.OTHER_CLAIMS))
     return rows
 
 

@@ -17,6 +17,7 @@ from proofs_check import c5_finite_entry as c5
 from proofs_check import law_sign_rule as law
 from proofs_check._instances import Instance
 from proofs_check._runner import Row
+from proofs_check.formal import THEOREMS
 from proofs_check._witnesses import WITNESSES
 from proofs_check.c9_logarithmic_regret import quadratic_regret
 
@@ -50,6 +51,7 @@ def write_page(folder: Path, modules: list[ModuleType], rows: list[Row], command
     page = text.format(
         command=command,
         table=_table(rows),
+        formal=_formal_table(rows),
         quadratic=", ".join(
             f"{quadratic_regret(0.5, n) / math.log(n) ** 2:.3f} at N = {n:,}" for n in (10**3, 10**4, 10**5)
         ),
@@ -69,6 +71,18 @@ def _table(rows: list[Row]) -> str:
         numbers = ["" if value is None else f"{value:.4g}" for value in (row.measured, row.bound, row.slack)]
         cells = [row.claim, row.part, row.kind, f"{row.instances:,}", *numbers, row.verdict, f"{row.seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _formal_table(rows: list[Row]) -> str:
+    """What Coq proved in this run, or that it was not there."""
+    seconds = {one["name"]: one["s"] for row in rows if row.part == "all sizes" for one in row.detail.get("theorems", [])}
+    if not seconds:
+        return "Coq was not installed for this run."
+    lines = ["| claim | proved for all sizes | theorem | file | s |", "|" + "---|" * 5]
+    for one in THEOREMS:
+        if one.name in seconds:
+            lines.append(f"| {one.claim} | {one.says} | `{one.name}` | `{one.file}.v` | {seconds[one.name]:.1f} |")
     return "\n".join(lines)
 
 

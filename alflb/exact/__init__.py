@@ -12,7 +12,7 @@ from alflb.exact.certificate import certify, recertify
 from alflb.exact.results import AssignmentSolution, Residuals, SolverError
 from alflb.exact.streaming import StreamingSolution, solve_streaming
 from alflb.exact.units import NeededScores
-from alflb.problem import AssignmentProblem
+from alflb.problem import AssignmentProblem, check_problem
 from alflb.registry import unknown_name
 
 __all__ = [
@@ -94,6 +94,8 @@ def solve_exact(
     """
     if method not in method_names():
         raise unknown_name("method", method, method_names())
+    if not isinstance(problem, BatchedProblem):
+        check_problem(problem)
     if method in ("auto", "screen"):
         from alflb.exact import screening
 

@@ -56,6 +56,11 @@ class Grid:
         """Grid steps in one score unit."""
         return math.ldexp(1.0, -self.exponent)
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether no score is so small, in quanta, that float64 takes it for 0."""
+        return self.exponent <= 0
+
     def prices(self, bias_E: NDArray[np.float64]) -> NDArray[np.int64]:
         """The nearest integer prices."""
         return np.rint(bias_E * self.per_unit).astype(np.int64)

@@ -1,81 +1,18 @@
-(* What is false, refuted by instances:
+(* Instances, computed by the programs of executable.v, at which C4, C5 and C6 stop being true:
 
-   - no step size makes the sign rule or the proportional rule monotone: one token with two equal scores sees D rise by u
-     and by eps / 2;
-   - the bound of C6 fails for unequal targets;
+   - windows of length u, not 2u, are too short for C4;
    - R = floor(rho / 2u) + 1 steps are not enough for C5 with four experts, as was once conjectured;
-   - windows of length u, not 2u, are too short for C4.
+   - the bound of C6 fails for unequal targets.
 
-   And what cannot be improved: the first bound of C6 is attained. All but the first are computed, by the programs of
-   executable.v. *)
+   And what cannot be improved: the first bound of C6 is attained. *)
 
-From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint zmodp rat ring.
+From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint rat.
 From alflb Require Import definitions topk duality c5_finite_entry executable.
 Set Implicit Arguments.
 Unset Strict Implicit.
 Unset Printing Implicit Defensive.
 Import Order.TTheory GRing.Theory Num.Theory.
 Local Open Scope ring_scope.
-
-(* ------------------------------------------------- D rises, at every step size *)
-Section Monotonicity.
-Variable F : realFieldType.
-Implicit Types (q : 'I_2 -> F).
-Definition equal_scores (i : 'I_1) (k : 'I_2) : F := 0.
-Definition zero_bias (k : 'I_2) : F := 0.
-Local Notation L := (even F 1 1).
-Local Notation D := (D 1 equal_scores L).
-
-Lemma load_zero k : load 1 equal_scores zero_bias k = (k == ord0) :> nat.
-Proof.
-have picked i : (k \in picks 1 equal_scores zero_bias i) = (k == ord0).
-  rewrite inE ltnS leqn0 cards_eq0; apply/eqP/eqP=> [none|->]; last first.
-    by apply/setP=> j; rewrite !inE /beats ltxx ltn0 andbF.
-  apply/val_inj/eqP; rewrite -leqn0 leqNgt; apply/negP=> k0.
-  by move/setP/(_ ord0): none; rewrite !inE /beats eqxx k0 orbT.
-rewrite /load; under eq_finset do rewrite picked.
-by case: (k == ord0); rewrite ?cardsT ?card_ord //; apply/eqP; rewrite cards_eq0; apply/eqP/setP=> i; rewrite !inE.
-Qed.
-
-Lemma sum_two (f : 'I_2 -> F) : \sum_k f k = f ord0 + f ord_max.
-Proof. by rewrite big_ord_recl big_ord1; congr (_ + f _); apply/val_inj. Qed.
-
-Let half : F := 2%:R^-1.
-Lemma half_target (k : 'I_2) : L k = half.
-Proof. by rewrite /even muln1 mul1r. Qed.
-
-Lemma D_zero : D zero_bias = 0.
-Proof.
-rewrite /D big1 ?big1 ?subrr // => [k _|i _]; first by rewrite mulr0.
-by rewrite /top_sum big1 // => k _; rewrite /biased addr0.
-Qed.
-
-(* The token could take the second expert. *)
-Lemma D_ge q : q ord_max - half * (q ord0 + q ord_max) <= D q.
-Proof.
-rewrite /D big_ord1 sum_two !half_target -mulrDr ler_add2r.
-have := @top_sum_max F 2 1 (biased equal_scores q ord0) [set ord_max] isT (cards1 _).
-by rewrite big_set1 /biased add0r.
-Qed.
-
-Theorem sign_rule_raises_D u : 0 < u -> D zero_bias + u <= D (sign_step 1 equal_scores L u zero_bias).
-Proof.
-move=> u0; rewrite D_zero add0r; apply: le_trans (D_ge _).
-have half_gt0 : 0 < half by rewrite invr_gt0 ltr0n.
-have half_lt1 : half - 1 < 0 by rewrite subr_lt0 invf_lt1 ?ltr0n // ltr1n.
-rewrite /sign_step !load_zero /= !half_target subr0 (gtr0_sg half_gt0) (ltr0_sg half_lt1).
-by rewrite /zero_bias !add0r mulrN mulr1 addNr mulr0 subr0.
-Qed.
-
-Theorem proportional_rule_raises_D eps : 0 < eps ->
-  D zero_bias + eps / 2%:R <= D (proportional_step 1 equal_scores L eps zero_bias).
-Proof.
-move=> eps0; rewrite D_zero add0r; apply: le_trans (D_ge _).
-rewrite /proportional_step !load_zero /= !half_target /zero_bias le_eqVlt; apply/orP; left; apply/eqP.
-by rewrite /half; field.
-Qed.
-
-End Monotonicity.
 
 (* ------------------------------------------------------- C6 and its limits *)
 (* Below, numbers are rational. *)

@@ -56,7 +56,7 @@ def uneven_target(num_tokens, num_experts, top_k):
 
 
 def assert_bounds(solution, problem, reference, *, slack=1e-12):
-    """lower_bound <= LP* <= upper_bound, up to the rounding of the reference; D of the bias, by other code, is the upper one."""
+    """Lower bound, LP*, upper bound, up to the rounding of LP*; D of the bias, by other code, is the upper one."""
     rounding = slack * abs(reference)
     assert solution.lower_bound <= reference + rounding
     assert reference <= solution.upper_bound + rounding

@@ -14,7 +14,7 @@ from alflb.schedules import InverseSqrt
 from tests.training.models import feed, feeds, torch, training
 
 LoadBalancer = training.LoadBalancer
-pack, unpack = training.states.pack, training.states.unpack
+pack, unpack = training.memory.pack, training.memory.unpack
 
 
 def through_a_file(state):
@@ -78,7 +78,7 @@ def test_loading_writes_the_model_and_forgets_pending_counts():
     before = biases(balancer)
     (third,) = feed(model, balancer, [2])
     assert (biases(balancer) != before).any()
-    model(torch.zeros(3, dtype=torch.int64))
+    model(torch.zeros((3, 1), dtype=torch.int64).expand(3, 2) + torch.arange(2))
     balancer.load_state_dict(saved)
     assert (biases(balancer) == before).all()
     assert model[1].bias.tolist() == before[1].astype(np.float32).tolist()
@@ -92,7 +92,7 @@ def test_loading_writes_the_model_and_forgets_pending_counts():
     [
         (lambda state: [], "state is not one of LoadBalancer.state_dict"),
         (lambda state: {"model": 1}, "state is not one of LoadBalancer.state_dict"),
-        (lambda state: state | {"version": 2}, "version 2; this alflb reads version 1"),
+        (lambda state: state | {"version": 1}, "version 1; this alflb reads version 2"),
         (lambda state: {k: v for k, v in state.items() if k != "layers"}, "state lacks layers; it was not saved whole"),
         (lambda state: state | {"rule": "Proportional(schedule=1)"}, "state is of the rule Proportional.*attach with"),
         (lambda state: state | {"num_steps": -1}, "num_steps in state is -1"),

@@ -1,8 +1,9 @@
 """Compiled loops over the undecided entries, all in integers: assign, price by quantiles, reroute on a graph.
 
 The entries form a sparse matrix by rows (one row per token): row r owns entries ``start_R[r] .. start_R[r + 1]``,
-entry n offers expert ``expert_N[n]`` at integer score ``score_N[n]``. A row hands out ``picks_R[r] * unit`` units,
-at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is the integer bias.
+entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row hands out
+``picks_R[r] * unit`` units, at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is
+the integer bias.
 
 The functions call each other, so they stand in one file: numba's cache does not look across files.
 """
@@ -405,8 +406,8 @@ def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
         if units_N[n] == 0:
             continue
         row = row_N[n]
-        for m in range(start_R[row], start_R[row + 1]):
-            if expert_N[m] == j and units_N[m] < unit:
-                _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+        m = start_R[row] + np.searchsorted(expert_N[start_R[row] : start_R[row + 1]], j)
+        if m < start_R[row + 1] and expert_N[m] == j and units_N[m] < unit:
+            _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
         if cost_EE[k, j] == lost_cost:
             return

@@ -125,9 +125,9 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
     certain_E = np.zeros(num_experts, np.int64)
     parts = []
     for first, scores_CE in source.chunks():
-        scaled_CE = np.ldexp(scores_CE.astype(np.float64), -grid.exponent)
-        allowed_CE = scaled_CE > -np.inf
-        whole_CE = np.rint(np.where(allowed_CE, scaled_CE, 0.0))
+        scores_CE = scores_CE.astype(np.float64)
+        allowed_CE = scores_CE > -np.inf
+        whole_CE = np.rint(np.ldexp(np.where(allowed_CE, scores_CE, 0.0), -grid.exponent))
         everything = Undecided(
             np.arange(first, first + len(scores_CE)),
             np.full(len(scores_CE), top_k, np.int32),
@@ -135,7 +135,7 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
             np.tile(np.arange(num_experts, dtype=np.int32), len(scores_CE)),
             np.where(allowed_CE, whole_CE.astype(np.int64), FORBIDDEN).reshape(-1),
         )
-        rest_N = np.ldexp(np.where(allowed_CE, scaled_CE - whole_CE, 0.0), grid.exponent).reshape(-1)
+        rest_N = np.where(allowed_CE, scores_CE - np.ldexp(whole_CE, grid.exponent), 0.0).reshape(-1)
         near, certain_N = _keep_near(_Level(everything, rest_N, np.arange(len(rest_N))), price_E, reach)
         certain_E += np.bincount(everything.expert_N[certain_N], minlength=num_experts)
         parts.append(near)

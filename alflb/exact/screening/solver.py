@@ -118,7 +118,7 @@ def _exact_optimum(source: ScoreSource, problem: _Problem) -> Optimum:
     grid = Grid.finest(source.largest, source.num_experts)
     assignment, price_E = _rounded_optimum(source, grid, problem._replace(start_E=start_E))
     bias_E = grid.bias(price_E)
-    if not assignment.is_lossless:
+    if not (assignment.is_lossless and grid.is_ordinary):
         found = refine(source, grid, problem.top_k, problem.unit, problem.units_E, price_E)
         refined = prove_assignment(
             source, grid, problem.top_k, problem.unit, problem.units_E, price_E, found.rows, found.units_N,

@@ -88,8 +88,8 @@ def solve_streaming(
     -----
     Both bounds hold in exact arithmetic for the scores as given: D and the value of x' are summed in float64 with
     compensated sums, bounds on what rounding is left are added to the one and deducted from the other, and x' meets
-    the targets in whole units (`alflb.exact.units.target_units`; targets without a common denominator are rounded to 2^-50 or so
-    of a token first, which is not accounted for).
+    the targets in whole units (`alflb.exact.units.target_units`; targets without a common denominator are rounded to
+    2^-50 or so of a token first, which is not accounted for).
 
     x' may split tokens between experts, as the LP allows.
 
