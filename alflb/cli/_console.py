@@ -117,7 +117,7 @@ def print_facts(facts: dict[str, Any], as_json: bool, title: str) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if not isinstance(value, list):
-            table.add_row(plain(name), plain(_words(value)))
+            table.add_row(plain(name), plain(in_words(value)))
     out.print(table)
 
 
@@ -134,7 +134,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A fact as a table shows it."""
     if value is None:
         return "none"
     if isinstance(value, float):

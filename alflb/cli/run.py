@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,9 +18,12 @@ from alflb.cli._arguments import (
     refuse_given,
 )
 from alflb.cli._console import print_facts, progress_bar, reports_errors, spinner
+from alflb.cli._layers import describe_layers
 
 if TYPE_CHECKING:
     from alflb.exact import AssignmentSolution
+    from alflb.io import Row
+    from alflb.problem import AssignmentProblem
 
 _SOLVING = 3
 """Memory that solving takes beside the scores, as a multiple of theirs (measured: 2.9 at top-6 of 64)."""
@@ -102,24 +105,45 @@ def solve(
     out_file: Annotated[Path | None, typer.Option("--out", help="Save bias_E, value and the plan (.npz).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The exact optimum of balanced top-K assignment, with the certificate that proves it."""
+    """The exact optimum of balanced top-K assignment, with the certificate that proves it.
+
+    Of a folder of traces, one per layer: the optimum of each, and the layer that is least balanced without a bias.
+    """
     from alflb.cli.describe import describe_solution
-    from alflb.exact import recertify, solve_exact
     from alflb.io import require_writable_file
+
+    if trace is not None and trace.is_dir():
+        if out_file:
+            raise ValueError("--out saves one solution; give one trace with it, not a folder")
+        describe_layers(
+            trace,
+            lambda path: describe_solution(*_solved(path, array, top_k, method)),
+            lambda facts: float(facts["max_vio_bias_0"]),
+            ("num_tokens", "num_experts", "top_k", "value", "unbalanced_topk_affinity", "max_vio_bias_0"),
+            as_json=as_json,
+        )
+        return
+    if out_file:
+        require_writable_file(out_file)
+    problem, solution = _solved(trace, array, top_k, method)
+    if out_file:
+        _save_solution(out_file, solution)
+    print_facts(describe_solution(problem, solution), as_json, "Certified optimum")
+
+
+def _solved(
+    path: Path | None, array: str | None, top_k: int | None, method: str
+) -> tuple[AssignmentProblem, AssignmentSolution]:
+    from alflb.exact import recertify, solve_exact
     from alflb.memory import require_memory
     from alflb.problem import AssignmentProblem
 
-    if out_file:
-        require_writable_file(out_file)
-    opened = open_trace(trace, array, top_k)
+    opened = open_trace(path, array, top_k)
     problem = AssignmentProblem(opened.scores_TE, opened.top_k)
     size = f"{problem.num_tokens} x {problem.num_experts}"
     require_memory(_SOLVING * problem.scores_TE.nbytes, f"solving {size}")
     with spinner(f"solving {size}, top-{problem.top_k}"):
-        solution = recertify(problem, solve_exact(problem, method=method))
-    if out_file:
-        _save_solution(out_file, solution)
-    print_facts(describe_solution(problem, solution), as_json, "Certified optimum")
+        return problem, recertify(problem, solve_exact(problem, method=method))
 
 
 @reports_errors
@@ -134,24 +158,33 @@ def advise(
     ] = 0.05,
     as_json: JsonOption = False,
 ) -> None:
-    """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace)."""
+    """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace).
+
+    Of a folder of traces, one per layer: the advice for each, and the layer that needs the smallest steps.
+    """
     from alflb.advice import advise as recommend
 
-    sample = open_trace(trace, array, top_k)
-    with spinner("solving the sample exactly"):
-        advice = recommend(sample.scores_TE, sample.top_k, batch_tokens=batch_tokens, num_steps=steps, excess=excess)
-    facts: dict[str, Any] = {
-        "step_size": advice.step_size,
-        "max_vio": advice.max_vio,
-        "max_vio_floor": advice.max_vio_floor,
-        "arrival_steps": advice.arrival_steps,
-        "first_step_size": advice.first_step_size,
-        "first_steps": advice.first_steps,
-        "bias_distance": advice.bias_distance,
-        "stiffest_mode": float(advice.curvatures[-1]),
-        "softest_mode": float(advice.curvatures[0]),
-    }
-    print_facts(facts, as_json, f"sign rule, batches of {batch_tokens:,} tokens")
+    def advice(path: Path | None) -> Row:
+        sample = open_trace(path, array, top_k)
+        with spinner("solving the sample exactly"):
+            found = recommend(sample.scores_TE, sample.top_k, batch_tokens=batch_tokens, num_steps=steps, excess=excess)
+        return {
+            "step_size": found.step_size,
+            "max_vio": found.max_vio,
+            "max_vio_floor": found.max_vio_floor,
+            "arrival_steps": found.arrival_steps,
+            "first_step_size": found.first_step_size,
+            "first_steps": found.first_steps,
+            "bias_distance": found.bias_distance,
+            "stiffest_mode": float(found.curvatures[-1]),
+            "softest_mode": float(found.curvatures[0]),
+        }
+
+    if trace is not None and trace.is_dir():
+        columns = ("step_size", "max_vio", "max_vio_floor", "arrival_steps")
+        describe_layers(trace, advice, lambda facts: -float(facts["step_size"]), columns, as_json=as_json)
+        return
+    print_facts(advice(trace), as_json, f"sign rule, batches of {batch_tokens:,} tokens")
 
 
 def _save_solution(path: Path, solution: AssignmentSolution) -> None:
