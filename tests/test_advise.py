@@ -76,6 +76,8 @@ def test_bad_input():
         advise(scores_TE, 2, batch_tokens=16, excess=0.0)
     with pytest.raises(ValueError, match="batch_tokens"):
         advise(scores_TE, 2, batch_tokens=0)
+    with pytest.raises(ValueError, match=r"fewer tokens than experts; pass more tokens, or scores\.T"):
+        advise(scores_TE.T, 2, batch_tokens=16)
     with pytest.raises(ValueError, match="all experts"):
         advise(scores_TE, 4, batch_tokens=16)
     with pytest.raises(ValueError, match="pass more tokens"):
