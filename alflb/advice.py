@@ -55,10 +55,10 @@ def advise(
 ) -> Advice:
     r"""A step size for the sign rule, from a sample of router scores.
 
-    Under sampling noise the steady state of the sign rule is known from u, T, E, K and the curvatures of the dual at p*:
-    `alflb.bounds.sign_rule_law`, corrected for the skewness of a load (docs/experiments/steady_state.md). MaxVio grows
-    with u from the floor that sampling leaves under any bias, and arrival takes max |p*| / u steps. So the best u is the
-    largest one that costs little above the floor.
+    Under sampling noise the steady state of the sign rule is known from u, T, E, K and the curvatures of the dual at
+    p*: `alflb.bounds.sign_rule_law`, corrected for the skewness of a load (docs/experiments/steady_state.md). MaxVio
+    grows with u from the floor that sampling leaves under any bias, and arrival takes max |p*| / u steps. So the best u
+    is the largest one that costs little above the floor.
 
     Parameters
     ----------
