@@ -106,7 +106,7 @@ def advise(
 
     def steady_max_vio(step_size: float) -> float:
         law = bounds.sign_rule_law(step_size, batch_tokens, population.top_k, curvatures)
-        return law.max_vio * _skewness_factor(batch_tokens, population.top_k, population.num_experts)
+        return law.max_vio * bounds.skewness_factor(batch_tokens, population.top_k, population.num_experts)
 
     floor = steady_max_vio(0.0)
     step_size = min(
@@ -130,14 +130,6 @@ def _law_limit(population: SampledScores, batch_tokens: int, curvatures: NDArray
     share = population.top_k / population.num_experts
     sigma = math.sqrt(share * (1 - share) / batch_tokens)
     return LARGEST_PULL * sigma / (math.sqrt(2 / math.pi) * float(curvatures[-1]))
-
-
-def _skewness_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
-    """Cornish and Fisher's first correction of the largest of E loads: 1 + gamma (M^2 - 1) / (6 M)."""
-    share = top_k / num_experts
-    skewness = (1 - 2 * share) / math.sqrt(num_tokens * share * (1 - share))
-    largest = bounds.mean_normal_maximum(num_experts)
-    return 1 + skewness * (largest**2 - 1) / (6 * largest)
 
 
 def _first_phase(distance: float, arrival: int, num_steps: int | None) -> tuple[float | None, int | None]:

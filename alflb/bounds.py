@@ -398,6 +398,41 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     return SignRuleLaw(still.bias_sd, still.load_sd, still.max_vio)
 
 
+def skewness_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
+    r"""How much larger the mean of the largest of E loads is than a normal law has it: loads are skewed.
+
+    Cornish and Fisher's first correction, :math:`1 + s (M^2 - 1) / (6 M)` with the skewness s of a load and the mean M
+    of the largest of E standard normals.
+
+    Examples
+    --------
+    >>> round(skewness_factor(num_tokens=1024, top_k=2, num_experts=16), 3)
+    1.015
+    """
+    share = top_k / num_experts
+    skewness = (1 - 2 * share) / math.sqrt(num_tokens * share * (1 - share))
+    largest = mean_normal_maximum(num_experts)
+    return 1 + skewness * (largest**2 - 1) / (6 * largest)
+
+
+def sampling_max_vio(num_tokens: int, top_k: int, num_experts: int) -> float:
+    """Mean MaxVio of a batch that sampling alone leaves: independent tokens, routed with the best fixed bias.
+
+    No step size and no rule that sees loads only goes below it on fresh batches.
+
+    Examples
+    --------
+    >>> round(sampling_max_vio(num_tokens=2048, top_k=6, num_experts=64), 3)
+    0.167
+    >>> sampling_max_vio(num_tokens=2048, top_k=4, num_experts=4)
+    0.0
+    """
+    if top_k >= num_experts:
+        return 0.0
+    law = sign_rule_law(0.0, num_tokens, top_k, np.ones(num_experts - 1))
+    return law.max_vio * skewness_factor(num_tokens, top_k, num_experts)
+
+
 class TargetMotion(NamedTuple):
     """How the optimal bias p* of a stream moves from batch to batch, and how noisy its batches are."""
 

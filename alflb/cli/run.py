@@ -9,79 +9,120 @@ import typer
 
 from alflb.cli._arguments import (
     ArrayOption,
+    BackendOption,
+    BatchTokensOption,
+    ExpertsOption,
     JsonOption,
-    SeedOption,
+    MethodOption,
+    OrderOption,
+    RuleOption,
+    ScheduleOption,
+    StepSizeOption,
+    StepsOption,
+    StreamOption,
+    StreamSeedOption,
     TopKOption,
     TraceArgument,
+    WarmUpOption,
+    open_rule,
     open_stream,
     open_trace,
+    pick_seed,
 )
-from alflb.cli._console import print_facts, progress_bar, reports_errors, spinner
+from alflb.cli._console import announce_compilation, print_facts, progress_bar, reports_errors, spinner
+from alflb.cli._sentences import UNITS, of_advice, of_run, of_solution
 
 if TYPE_CHECKING:
     from alflb.exact import AssignmentSolution
+    from alflb.rules import Rule
+    from alflb.streams import Stream
+    from alflb.trajectory import Trajectory
 
 
 @reports_errors
 def simulate(
     trace: TraceArgument = None,
-    stream: Annotated[
-        str, typer.Option(help="Score stream, e.g. trace, gumbel or drift; a wrong name lists all.")
-    ] = "trace",
-    order: Annotated[
-        str, typer.Option(help="Order of a trace's tokens: text, batches (whole, in random order) or shuffled.")
-    ] = "text",
+    stream: StreamOption = "trace",
+    order: OrderOption = None,
     static: Annotated[bool, typer.Option("--static", help="Repeat the first batch at every step.")] = False,
     array: ArrayOption = None,
-    tokens: Annotated[int, typer.Option(help="Tokens per batch.")] = 2048,
-    experts: Annotated[int, typer.Option(help="Experts of a synthetic stream.")] = 64,
+    batch_tokens: BatchTokensOption = 2048,
+    num_experts: ExpertsOption = None,
     top_k: TopKOption = None,
-    rule: Annotated[
-        str, typer.Option(help="Balancing rule, e.g. sign or proportional; a wrong name lists all.")
-    ] = "sign",
-    step_size: Annotated[float, typer.Option(help="Step size u, score units per step.")] = 1e-3,
-    schedule: Annotated[
-        str, typer.Option(help="Step-size schedule, e.g. constant or inverse_sqrt; a wrong name lists all.")
-    ] = "constant",
-    warm_up: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 0,
-    steps: Annotated[int, typer.Option(help="Number of steps N.")] = 1000,
-    seed: SeedOption = 0,
-    backend: Annotated[str, typer.Option(help="Kernels: numba, torch, torch:cuda, or reference (slow).")] = "numba",
+    rule: RuleOption = "sign",
+    step_size: StepSizeOption = None,
+    schedule: ScheduleOption = None,
+    warm_up: WarmUpOption = None,
+    num_steps: StepsOption = 1000,
+    seed: StreamSeedOption = None,
+    backend: BackendOption = "numba",
     out_file: Annotated[Path | None, typer.Option("--out", help="Save the run (.npz): biases, loads, series.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One run of ALF-LB on a trace or a synthetic stream, summarized."""
+    """One run of ALF-LB on a trace or a synthetic stream: how balanced, how soon, and what sampling alone leaves."""
     import alflb
     from alflb.io import require_writable_file
-    from alflb.rules import RULES
 
     if out_file:
         require_writable_file(out_file)
-    source, picks = open_stream(stream, trace, array, top_k, tokens, experts, order)
+    source, picks = open_stream(stream, trace, array, top_k, batch_tokens, num_experts, order)
+    start = pick_seed(seed, stream, order)
     if static:
-        source = alflb.Static(next(source.batches(seed)))
-    steps_by = alflb.make_schedule(schedule, step_size, steps, warm_up=warm_up)
-    balancer = alflb.make_rule(rule, steps_by if RULES.get(rule).takes_schedule else None)
+        source = alflb.Static(next(source.batches(start)))
+    balancer = open_rule(rule, step_size, schedule, warm_up, num_steps)
+    announce_compilation()
     with progress_bar() as progress:
-        progress.begin("simulating", steps)
+        progress.begin("simulating", num_steps)
         run = alflb.simulate(
             source,
             balancer,
             top_k=picks,
-            num_steps=steps,
-            seed=seed,
+            num_steps=num_steps,
+            seed=start,
             backend=backend,
             observers=alflb.make_observers("affinity"),
             on_step=lambda t: progress.advance(1),
         )
-    facts = {"rule": repr(balancer), "stream": type(source).__name__, "top_k": picks, "num_tokens": source.num_tokens}
-    facts |= {**alflb.summary(run, tail=max(1, steps // 5)), "affinity_final": float(run.series["affinity"][-1])}
-    if run.meta["static"]:
-        cycle = alflb.find_cycle(run)
-        facts["cycle"] = cycle._asdict() if cycle else None
     if out_file:
         run.save(out_file)
-    print_facts(facts, as_json, "Run")
+    facts = _run_facts(run, balancer, source, picks)
+    print_facts(facts, as_json, "Run", UNITS, of_run(facts))
+
+
+def _run_facts(run: Trajectory, rule: Rule, stream: Stream, top_k: int) -> dict[str, Any]:
+    """What is quoted of a run, and the floor that sampling sets to its MaxVio."""
+    import alflb
+    from alflb.bounds import sampling_max_vio
+    from alflb.metrics import settled_from
+
+    tail = max(1, run.num_steps // 5)
+    numbers = alflb.summary(run, tail=tail)
+    level = 1.1 * float(numbers["max_vio_tail"] or 0.0)
+    smooth_N = _running_mean(alflb.max_vio(run), tail // 4)
+    static = bool(run.meta["static"])
+    cycle = alflb.find_cycle(run) if static else None
+    return {
+        "rule": repr(rule),
+        "stream": type(stream).__name__,
+        "top_k": top_k,
+        "num_tokens": stream.num_tokens,
+        "static": static,
+        **numbers,
+        "max_vio_sampling_floor": 0.0 if static else sampling_max_vio(stream.num_tokens, top_k, stream.num_experts),
+        "steady_from": settled_from(smooth_N, level),
+        "affinity_final": float(run.series["affinity"][-1]),
+        **({"cycle": cycle._asdict() if cycle else None} if static else {}),
+    }
+
+
+def _running_mean(values: Any, width: int) -> Any:
+    """Means over the last `width` values: one batch alone says little."""
+    import numpy as np
+
+    width = max(1, width)
+    total_N = np.concatenate([[0.0], np.cumsum(values)])
+    first_N = np.maximum(np.arange(len(values)) + 1 - width, 0)
+    return (total_N[1:] - total_N[first_N]) / (np.arange(len(values)) + 1 - first_N)
 
 
 @reports_errors
@@ -89,7 +130,7 @@ def solve(
     trace: TraceArgument = None,
     top_k: TopKOption = None,
     array: ArrayOption = None,
-    method: Annotated[str, typer.Option(help="Solver: auto, or one by name; a wrong name lists all.")] = "auto",
+    method: MethodOption = "auto",
     out_file: Annotated[Path | None, typer.Option("--out", help="Save bias_E, value and the plan (.npz).")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -103,11 +144,13 @@ def solve(
         require_writable_file(out_file)
     opened = open_trace(trace, array, top_k)
     problem = AssignmentProblem(opened.scores_TE, opened.top_k)
+    announce_compilation()
     with spinner(f"solving {problem.num_tokens} x {problem.num_experts}, top-{problem.top_k}"):
         solution = recertify(problem, solve_exact(problem, method=method))
     if out_file:
         _save_solution(out_file, solution)
-    print_facts(describe_solution(problem, solution), as_json, "Certified optimum")
+    facts = describe_solution(problem, solution)
+    print_facts(facts, as_json, "Certified optimum", UNITS, of_solution(solution, facts["max_vio_bias_0"]))
 
 
 @reports_errors
@@ -116,9 +159,12 @@ def advise(
     trace: TraceArgument = None,
     array: ArrayOption = None,
     top_k: TopKOption = None,
-    steps: Annotated[int | None, typer.Option(help="Length of the run, for a first phase where one is needed.")] = None,
+    num_steps: Annotated[
+        int | None,
+        typer.Option("--num-steps", "--steps", help="Length of the run, for a first phase where one is needed."),
+    ] = None,
     excess: Annotated[
-        float, typer.Option(help="Accepted rise of MaxVio over the sampling floor, a share of it.")
+        float, typer.Option(help="Accepted rise of MaxVio over the sampling floor, as a share of it.")
     ] = 0.05,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,8 +172,11 @@ def advise(
     from alflb.advice import advise as recommend
 
     sample = open_trace(trace, array, top_k)
+    announce_compilation()
     with spinner("solving the sample exactly"):
-        advice = recommend(sample.scores_TE, sample.top_k, batch_tokens=batch_tokens, num_steps=steps, excess=excess)
+        advice = recommend(
+            sample.scores_TE, sample.top_k, batch_tokens=batch_tokens, num_steps=num_steps, excess=excess
+        )
     facts: dict[str, Any] = {
         "step_size": advice.step_size,
         "max_vio": advice.max_vio,
@@ -139,7 +188,7 @@ def advise(
         "stiffest_mode": float(advice.curvatures[-1]),
         "softest_mode": float(advice.curvatures[0]),
     }
-    print_facts(facts, as_json, f"sign rule, batches of {batch_tokens:,} tokens")
+    print_facts(facts, as_json, f"sign rule, batches of {batch_tokens:,} tokens", UNITS, of_advice(advice))
 
 
 def _save_solution(path: Path, solution: AssignmentSolution) -> None:

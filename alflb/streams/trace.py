@@ -15,7 +15,7 @@ from alflb.registry import unknown_name
 from alflb.streams.base import STREAMS, seeded
 from alflb.traces import RouterTrace, load_router_trace
 
-_ORDERS = ("text", "batches", "shuffled")
+ORDERS = ("text", "batches", "shuffled")
 _DEFAULT_TOKENS = 2048
 
 
@@ -59,8 +59,8 @@ class TraceReplay:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tokens", _batch_tokens(self.trace, self.num_tokens))
-        if self.order not in _ORDERS:
-            raise unknown_name("order", self.order, _ORDERS)
+        if self.order not in ORDERS:
+            raise unknown_name("order", self.order, ORDERS)
         available = len(self.scores_TE)
         if self.num_tokens > available:
             raise ValueError(f"num_tokens is {self.num_tokens} but the trace has {available} tokens; choose fewer")

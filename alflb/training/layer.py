@@ -162,7 +162,9 @@ def watch(router: Router, layer: Layer, padding: Padding) -> list[Any]:
     """Count a router's picks from now on: hooks, first in line, so that they see what the router chose."""
     layout, module = router.layout, router.watched
     if layout.topk:
-        return TopKWatcher(layer.num_experts, lambda module, _, picks: layer.count(module, picks, padding)).attach(module)
+        return TopKWatcher(layer.num_experts, lambda module, _, picks: layer.count(module, picks, padding)).attach(
+            module
+        )
     if layout.argument is not None:
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -217,7 +217,8 @@ def add_bias(model: nn.Module) -> list[Router]:
     biasless = [
         (path, module, num_experts)
         for path, module in model.named_modules()
-        if (num_experts := _choice_of(module)) is not None and not any(_serves(router, path, module) for router in served)
+        if (num_experts := _choice_of(module)) is not None
+        and not any(_serves(router, path, module) for router in served)
     ]
     if not biasless:
         raise ValueError(f"{type(model).__name__} has no router to add a bias to{_why_none(model, served)}")
@@ -241,7 +242,9 @@ def has_added_bias(module: nn.Module) -> bool:
 
 def calls_topk(module: nn.Module) -> bool:
     """Whether a method of the module's class calls ``torch.topk``; those of mixins, such as for generation, do not count."""
-    own = [cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch.")]
+    own = [
+        cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch.")
+    ]
     functions = [inspect.unwrap(f) for cls in own for f in vars(cls).values() if callable(f)]
     return any("topk" in f.__code__.co_names for f in functions if hasattr(f, "__code__"))
 
@@ -371,7 +374,9 @@ def _how_to_describe(model: nn.Module) -> str:
     seen = f" ({', '.join(experts)} there, but no {' or '.join(_BIAS_NAMES)} next to them)" if experts else ""
     choosing = [module for module in model.modules() if _choice_of(module) is not None]
     offer = (
-        f"{type(choosing[0]).__name__} can be given one: LoadBalancer.attach(model, add_bias=True). " if choosing else ""
+        f"{type(choosing[0]).__name__} can be given one: LoadBalancer.attach(model, add_bias=True). "
+        if choosing
+        else ""
     )
     if any(isinstance(getattr(module, "bias", None), torch.Tensor) for module in choosing):
         offer += "(Its own 'bias' is added to the logits and changes the weights, so it is not a selection bias.) "
