@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from _processes import hear_interrupts
+from _processes import restore_interrupts
 from typer.testing import CliRunner
 
 from alflb.cli.app import app as alflb
@@ -39,7 +39,7 @@ def processes():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=hear_interrupts,
+            preexec_fn=restore_interrupts,
         )
         started.append(process)
         return process
