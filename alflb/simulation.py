@@ -1,4 +1,4 @@
-"""The loop: scores -> allocate(bias) -> load -> observers -> rule -> next bias. There is no other."""
+"""The loop: scores -> allocate(bias) -> load -> rule -> next bias -> observers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from alflb.kernels import get_kernels
 from alflb.kernels.counting import LoadCounter
 from alflb.observers import Observer, Step
 from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k, target_load_E
-from alflb.rules import Observation, Rule, Sight
-from alflb.streams import DrawnStream, Stream
+from alflb.rules import Observation, Rule, Sight, as_rule
+from alflb.streams import DrawnStream, Stream, as_stream
 from alflb.trajectory import Trajectory
 
 
 def simulate(
-    stream: Stream,
-    rule: Rule,
+    stream: Stream | str | ArrayLike,
+    rule: Rule | str,
     *,
     top_k: int,
     num_steps: int,
@@ -30,14 +30,15 @@ def simulate(
     bias_init: ArrayLike | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
-    """Run ALF-LB: route batch t with bias p_t, then let the rule move the bias by the loads.
+    """Run ALF-LB: route batch t with bias p_t, then let the rule move the bias by what it is shown of the batch.
 
     Parameters
     ----------
-    stream : Stream
-        Source of (T, E) score batches; T must not change during a run.
-    rule : Rule
-        Dual update.
+    stream : Stream, str or array_like
+        Source of (T, E) score batches, whose shape must not change during a run; the name of a stream
+        (`alflb.stream_names`); or the scores of one batch, which then comes at every step.
+    rule : Rule or str
+        Dual update, or the name of one (`alflb.rule_names`) at its default step size.
     top_k, num_steps : int
         K, and N >= 1.
     seed : int
@@ -59,11 +60,12 @@ def simulate(
     Raises
     ------
     ValueError
-        For bad arguments, NaN or +inf in a batch, or a stream that ends early or changes shape.
+        For bad arguments; NaN, +inf or a token without K experts in a batch; a stream that ends early or changes shape;
+        a schedule that returns no step size; or a bias that overflows.
 
     Notes
     -----
-    Without observers nobody sees the scores, so those of a `DrawnStream` are drawn where they are routed and
+    Without observers nothing reads the scores, so those of a `DrawnStream` are drawn where they are routed and
     never stored, and of scores that stay the same only tokens that may have moved are routed again
     (`alflb.kernels.counting`). Biases and loads are the same, bit for bit.
 
@@ -83,6 +85,7 @@ def simulate(
     [[2, 0], [0, 2], [2, 0]]
     """
     num_steps = check_count(num_steps, "num_steps")
+    rule, stream = as_rule(rule), as_stream(stream)
     num_tokens, num_experts = stream.num_tokens, stream.num_experts
     top_k = check_top_k(top_k, num_experts)
     target_E = target_load_E(num_tokens, num_experts, top_k)
@@ -99,7 +102,7 @@ def simulate(
     previous: Step | None = None
     static = True
     as_arrays = bool(observers) or rule.sees is not Sight.LOADS
-    for n, batch in enumerate(_batches(stream, seed, num_steps, as_arrays=as_arrays)):
+    for n, batch in enumerate(_batches(stream, top_k, seed, num_steps, as_arrays=as_arrays)):
         scores: dict[str, Any] = {"scores_TE": batch, "top_k": top_k} if as_arrays else {}
         drafted_E = bias_NE[n]
         routed_E, state = rule.before_routing(drafted_E, Observation(n + 1, target_E, **scores), state)
@@ -134,14 +137,14 @@ def simulate(
     return Trajectory(bias_NE, load_NE, target_E, series, meta)
 
 
-def _batches(stream: Stream, seed: int, num_steps: int, *, as_arrays: bool) -> Iterator[Any]:
-    """The first num_steps batches: arrays, or draws (`alflb.kernels.draws`) where nobody needs to see the scores."""
+def _batches(stream: Stream, top_k: int, seed: int, num_steps: int, *, as_arrays: bool) -> Iterator[Any]:
+    """The first num_steps batches: arrays, or draws (`alflb.kernels.draws`) where nothing reads the scores."""
     if isinstance(stream, DrawnStream) and not as_arrays:
         return itertools.islice(stream.draws(seed), num_steps)
-    return _checked_batches(stream, seed, num_steps)
+    return _checked_batches(stream, top_k, seed, num_steps)
 
 
-def _checked_batches(stream: Stream, seed: int, num_steps: int) -> Iterator[FloatArray]:
+def _checked_batches(stream: Stream, top_k: int, seed: int, num_steps: int) -> Iterator[FloatArray]:
     """The first num_steps batches, each checked unless it is the very array checked just before."""
     shape = (stream.num_tokens, stream.num_experts)
     raw: FloatArray | None = None
@@ -149,7 +152,7 @@ def _checked_batches(stream: Stream, seed: int, num_steps: int) -> Iterator[Floa
     for batch in itertools.islice(stream.batches(check_count(seed, "seed", minimum=0)), num_steps):
         count += 1
         if batch is not raw:
-            raw, checked = batch, check_scores(batch, name=f"scores of batch {count}")
+            raw, checked = batch, check_scores(batch, top_k=top_k, name=f"scores of batch {count}")
             if checked.shape != shape:
                 raise ValueError(f"batch {count} of {stream!r} has shape {checked.shape}; every batch must be {shape}")
         yield checked

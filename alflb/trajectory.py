@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.io import atomic_write
-from alflb.traces.format import read_arrays
+from alflb.traces import read_arrays
 
 
 @dataclass(frozen=True, eq=False)

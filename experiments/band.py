@@ -14,8 +14,9 @@ from alflb import bounds, make_rule, metrics, simulate
 from alflb.io import Row
 from alflb.plotting import CATEGORIES, MARKERS, new_figure, ramp, styled
 from alflb.streams import Static
+from alflb.verdict import Finding
 from experiments._problems import static_problem
-from experiments._statistics import Finding, mean_interval
+from experiments._statistics import mean_interval
 
 CLAIM = "On fixed scores every load is within m(2u)(E-1) of L from step N0 on, and that says how well balanced it is."
 

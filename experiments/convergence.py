@@ -12,8 +12,9 @@ from alflb.observers import make_observers
 from alflb.plotting import new_figure, styled
 from alflb.rules import RULES
 from alflb.streams import Static
+from alflb.verdict import Finding
 from experiments._problems import static_problem
-from experiments._statistics import Finding, mean_interval
+from experiments._statistics import mean_interval
 
 CLAIM = "An annealed step reaches exact balance and the LP optimum; a constant one stops at a floor proportional to it."
 

@@ -33,7 +33,8 @@ from alflb.rules import Observation, Rule, Sight
 from alflb.streams.drift import Drift
 from alflb.streams.logistic import Logistic
 from alflb.training.diagnosis import diagnose
-from experiments._statistics import Estimate, Finding, mean_interval
+from alflb.verdict import Finding
+from experiments._statistics import Estimate, mean_interval
 
 CLAIM = "Every fault that hurts balance leaves a mark that a check of the log finds, and healthy runs raise no alarm."
 

@@ -13,33 +13,36 @@ Expert choice and capacity with drop are no top-K of score plus bias; they are m
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from alflb import duality, load_router_trace, make_rule, make_stream, metrics, rule_names, simulate, solve_exact
-from alflb.io import Row, write_text
+from alflb.cli._console import run_program
+from alflb.io import Row
 from alflb.kernels import get_kernels
 from alflb.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
 from alflb.problem import AssignmentProblem, FloatArray, target_load_E
 from alflb.rules import RULES, Rule, Sight
-from alflb.streams import Stream, stream_names
+from alflb.streams import STREAMS, Stream, stream_names
 from alflb.streams.linear_router import sigmoid
 from alflb.streams.logarithm import LogScores
 from alflb.streams.trace import TraceReplay
 from alflb.traces import RouterTrace
+from alflb.verdict import Finding
+from experiments._marks import write_between
 from experiments._runner import saved_rows
-from experiments._statistics import Estimate, Finding, mean_interval
+from experiments._statistics import Estimate, mean_interval
 
 CLAIM = "Tuned, the sign rule balances every stream at least as well as any other rule that sees loads only."
 
@@ -48,8 +51,8 @@ LP_BATCHES = 8
 SETTLED = 0.25
 """A run has settled when its 10-step mean of MaxVio is at most this share of what it is without a bias."""
 
-GATES = ("documents", "linear_router", "low_precision", "trace", "static", "trace_shuffled")
-"""Streams whose scores are gates already; the others are logits."""
+VARIANTS = {"static": "linear_router", "trace_shuffled": "trace", "logistic_long": "logistic"}
+"""Cells that use a registered stream in another way."""
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {"shift": {"shift_every": 50}, "drift": {"period": 400.0}}
 
 _FULL = {"num_tokens": 1024, "num_experts": 32, "top_k": 4, "num_steps": 160}
@@ -131,7 +134,8 @@ def _record(cell: Row, seed: int) -> tuple[list[FloatArray], int]:
     """The batches of a cell as gates, and K."""
     stream, top_k = _make_stream(cell, seed)
     batches = list(itertools.islice(stream.batches(seed), cell["num_steps"]))
-    if cell["stream"] not in GATES:
+    name = str(cell["stream"])
+    if not STREAMS.get(VARIANTS.get(name, name)).scores_are_gates:
         batches = [sigmoid(batch) for batch in batches]  # type: ignore[arg-type]  # float32 stays float32
     for batch in batches:
         batch.flags.writeable = False
@@ -429,23 +433,15 @@ def figure(rows: list[Row]) -> Figure:
     return drawing
 
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-
-
-def main() -> None:
-    """Write the table of the saved rows between its marks on the page: python -m experiments.leaderboard."""
-    parser = argparse.ArgumentParser(description="Write the leaderboard's table into its page.")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="results folder of python -m experiments run")
-    parser.add_argument("--page", type=Path, default=Path("docs/experiments/leaderboard.md"))
-    options = parser.parse_args()
-    text = options.page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(
-            f"{options.page} must hold the lines {BEGIN} and {END} once each; add them where the table goes"
-        )
-    written = table(saved_rows("leaderboard", options.out / "leaderboard"))
-    write_text(options.page, f"{text.split(BEGIN)[0]}{BEGIN}\n\n{written}\n\n{END}{text.split(END)[1]}")
+def main(
+    out: Annotated[Path, typer.Option(help="Results folder of `python -m experiments run`.")] = Path("report"),
+    page: Annotated[Path, typer.Option(help="Page that holds the marks of the table.")] = Path(
+        "docs/experiments/leaderboard.md"
+    ),
+) -> None:
+    """Write the leaderboard's table, from saved rows, into its page."""
+    write_between(page, "table", table(saved_rows("leaderboard", out / "leaderboard")))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

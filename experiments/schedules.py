@@ -17,7 +17,8 @@ from alflb.schedules import Schedule
 from alflb.streams import Stream
 from alflb.streams.trace import TraceReplay
 from alflb.trajectory import Trajectory
-from experiments._statistics import Finding, mean_interval
+from alflb.verdict import Finding
+from experiments._statistics import mean_interval
 
 CLAIM = "A constant step of 1e-3, then 0 for the last 3% of the run (DeepSeek-V3), balances as well as any schedule."
 

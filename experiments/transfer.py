@@ -14,7 +14,8 @@ from alflb.plotting import BLUE, RED, new_figure, styled
 from alflb.problem import AssignmentProblem
 from alflb.schedules import LinearDecay
 from alflb.streams import Static
-from experiments._statistics import Finding, mean_interval
+from alflb.verdict import Finding
+from experiments._statistics import mean_interval
 
 CLAIM = "A bias fitted on a piece of real text fails on later text, the more the farther away; shuffled, it carries."
 

@@ -37,6 +37,7 @@ __all__ = [
     "Sight",
     "State",
     "Tuned",
+    "as_rule",
     "check_fraction",
     "make_rule",
     "relative_shortfall",
@@ -87,3 +88,23 @@ def make_rule(name: str, schedule: Schedule | float | None = None, **constants: 
     if not cls.takes_schedule:
         raise ValueError(f"schedule is {schedule!r}, but the rule {name!r} has no step size; leave the schedule out")
     return cls(schedule=schedule, **constants)  # type: ignore[call-arg]  # it takes one
+
+
+def as_rule(rule: Rule | str) -> Rule:
+    """A name becomes that rule at its default step size; a rule is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+
+    Examples
+    --------
+    >>> as_rule("sign")
+    Sign(schedule=Constant(step_size=0.001))
+    """
+    if isinstance(rule, str):
+        return make_rule(rule)
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule is {rule!r}; pass a name (alflb.rule_names()) or a rule (alflb.make_rule)")
+    return rule

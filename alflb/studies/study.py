@@ -259,7 +259,7 @@ class _Bench:
             "score_range": problem.score_range,
             "method": solution.method,
             "lp_value": solution.value,
-            "lp_dual_value": solution.dual_value,
+            "lp_dual_value": solution.upper_bound,
             "lp_residual_load": solution.residuals.load,
             "lp_residual_picks": solution.residuals.picks,
             "lp_residual_slackness": solution.residuals.slackness,

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from alflb import make_rule, make_stream, rule_names
+from alflb.cli._console import run_program
 from alflb.kernels import numba_
 from alflb.problem import target_load_E
 from alflb.rules import RULES, Observation, Sight
@@ -112,4 +113,4 @@ def _cpu_seconds(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from alflb.exact.reference._scaling import normalised_scores
+from alflb.exact.reference._scaling import normalized_scores
 from alflb.exact.results import SolverError
 from alflb.problem import AssignmentProblem
 
 
 def solve(problem: AssignmentProblem) -> tuple[csr_array, NDArray[np.float64]]:
     """Optimal plan and bias of the LP, as cvxpy returns them."""
-    gamma, allowed, scale = normalised_scores(problem)
+    gamma, allowed, scale = normalized_scores(problem)
     x = cp.Variable(gamma.shape, bounds=[0, allowed.astype(np.float64)])
     one_token = cp.sum(x, axis=1) == problem.top_k
     balance = cp.sum(x, axis=0) == problem.target_E
