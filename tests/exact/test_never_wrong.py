@@ -28,7 +28,7 @@ def rounding(problem, plan):
 
 def largest(problem):
     """The largest finite score in size."""
-    return np.abs(problem.scores_TE[problem.scores_TE > -np.inf]).max()
+    return float(np.abs(problem.scores_TE[problem.scores_TE > -np.inf]).max())
 
 
 def refuses(problem, words):
