@@ -128,9 +128,9 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
     for first, scores_CE in source.chunks():
         close_C = np.empty(len(scores_CE), np.bool_)
         count_decided(scores_CE, grid.per_unit, price_P, reach, top_k, lanes, certain_E, close_C)
-        rows = _all_entries(first + np.flatnonzero(close_C), scores_CE[close_C], grid, top_k)
-        near, certain_N = _keep_near(rows, price_E, reach)
-        certain_E += np.bincount(rows.rows.expert_N[certain_N], minlength=len(price_E))
+        level = _all_entries(first + np.flatnonzero(close_C), scores_CE[close_C], grid, top_k)
+        near, certain_N = _keep_near(level, price_E, reach)
+        certain_E += np.bincount(level.rows.expert_N[certain_N], minlength=len(price_E))
         parts.append(near)
     rows = Undecided(
         np.concatenate([part.rows.token_R for part in parts]),
@@ -147,8 +147,8 @@ def _all_entries(token_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: in
     """Whole rows as a level: integers, and what rounding to them takes away."""
     num_rows, num_experts = scores_RE.shape
     allowed_RE = scores_RE > -np.inf
-    scores_RE = np.where(allowed_RE, scores_RE.astype(np.float64), 0.0)
-    whole_RE = np.rint(np.ldexp(scores_RE, -grid.exponent))
+    finite_RE = np.where(allowed_RE, scores_RE, 0.0).astype(np.float64)
+    whole_RE = np.rint(np.ldexp(finite_RE, -grid.exponent))
     rows = Undecided(
         token_R,
         np.full(num_rows, top_k, np.int32),
@@ -156,7 +156,7 @@ def _all_entries(token_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: in
         np.tile(np.arange(num_experts, dtype=np.int32), num_rows),
         np.where(allowed_RE, whole_RE.astype(np.int64), FORBIDDEN).reshape(-1),
     )
-    rest_N = (scores_RE - np.ldexp(whole_RE, grid.exponent)).reshape(-1)
+    rest_N = (finite_RE - np.ldexp(whole_RE, grid.exponent)).reshape(-1)
     return _Level(rows, rest_N, np.arange(len(rest_N)))
 
 
