@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 
 import numpy as np
@@ -101,22 +103,14 @@ def solve_exact(
     if isinstance(problem, BatchedProblem) or bias_init is not None:
         raise ValueError(f"method {method!r} takes scores in memory and no bias_init; use method 'screen'")
     solve = importlib.import_module(_REFERENCES[method]).solve
-    usual = _without_huge_scores(problem)
-    if usual is not None:
-        try:
-            return certify(problem, *solve(usual), method=method)
-        except SolverError:
-            pass  # some token may need them
-    return certify(problem, *solve(problem), method=method)
-
-
-def _without_huge_scores(problem: AssignmentProblem) -> AssignmentProblem | None:
-    """The problem with huge negative scores forbidden, which leave floating point no digits for the others."""
     limit = NeededScores.of(problem.scores_TE, problem.top_k).limit
-    is_huge_TE = problem.scores_TE < np.float64(-limit)  # not rounded to float32
-    if not np.any(is_huge_TE & np.isfinite(problem.scores_TE)):
-        return None
-    return AssignmentProblem(np.where(is_huge_TE, -np.inf, problem.scores_TE), problem.top_k, problem.target_E)
+    is_huge_TE = (problem.scores_TE < np.float64(-limit)) & (problem.scores_TE > -np.inf)
+    if is_huge_TE.any():  # they would leave floating point no digits for the others, and are seldom needed
+        usual_TE = np.where(is_huge_TE, -np.inf, problem.scores_TE)
+        with contextlib.suppress(SolverError):
+            found = solve(AssignmentProblem(usual_TE, problem.top_k, problem.target_E))
+            return dataclasses.replace(certify(problem, *found, method=method), forbidden_below=-limit)
+    return certify(problem, *solve(problem), method=method)
 
 
 def solve_streaming(
