@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from alflb.rules import rule_names as rule_names
     from alflb.schedules import make_schedule as make_schedule
     from alflb.schedules import schedule_names as schedule_names
-    from alflb.simulation import Trajectory as Trajectory
     from alflb.simulation import simulate as simulate
     from alflb.streams import Static as Static
     from alflb.streams import make_stream as make_stream
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from alflb.traces import read_trace as read_trace
     from alflb.traces import write_trace as write_trace
     from alflb.training.diagnosis import diagnose as diagnose
+    from alflb.trajectory import Trajectory as Trajectory
 
 __version__ = "0.1.0"
 
@@ -69,7 +69,7 @@ _HOME = {
     "Static": "streams",
     "StreamingSolution": "exact",
     "TraceError": "traces",
-    "Trajectory": "simulation",
+    "Trajectory": "trajectory",
     "advise": "advice",
     "backend_names": "kernels",
     "center": "duality",

@@ -14,7 +14,7 @@ from alflb.exact.certificate import certify, recertify
 from alflb.exact.results import AssignmentSolution, Residuals, SolverError
 from alflb.exact.streaming.results import MapBatches, StreamingSolution
 from alflb.exact.units import NeededScores
-from alflb.problem import AssignmentProblem, check_count, check_number
+from alflb.problem import AssignmentProblem, check_count, check_number, check_problem
 from alflb.registry import unknown_name
 
 __all__ = [
@@ -96,6 +96,8 @@ def solve_exact(
     """
     if method not in method_names():
         raise unknown_name("method", method, method_names())
+    if not isinstance(problem, BatchedProblem):
+        check_problem(problem)
     if method in ("auto", "screen"):
         from alflb.exact import screening
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, DirectionRule, relative_shortfall
+from alflb.rules.base import RULES, DirectionRule, relative_shortfall
 
 
 @RULES.register("proportional")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import FloatArray, check_count, check_number
-from alflb.streams._base import STREAMS, seeded
+from alflb.streams.base import STREAMS, seeded
 from alflb.streams.linear_router import LinearRouter
 
 

@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
 from alflb.problem import FloatArray, check_count
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, seeded
+from alflb.streams.base import STREAMS, seeded
 from alflb.traces import RouterTrace, load_router_trace
 
 _ORDERS = ("text", "batches", "shuffled")
@@ -49,6 +50,8 @@ class TraceReplay:
     >>> next(stream.batches(seed=1)).shape
     (2048, 64)
     """
+
+    scores_are_gates: ClassVar[bool] = True
 
     trace: RouterTrace | None = None
     num_tokens: int = None  # type: ignore[assignment]  # filled in below

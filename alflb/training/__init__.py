@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alflb.training.balancer import LoadBalancer as LoadBalancer
     from alflb.training.routers import RouterLayout as RouterLayout
+    from alflb.training.routers import add_bias as add_bias
     from alflb.training.routers import describe_router as describe_router
     from alflb.training.routers import find_routers as find_routers
     from alflb.training.step_report import LayerReport as LayerReport
@@ -22,6 +23,7 @@ _HOME = {
     "LoadBalancer": "balancer",
     "RouterLayout": "routers",
     "StepReport": "step_report",
+    "add_bias": "routers",
     "describe_router": "routers",
     "find_routers": "routers",
 }

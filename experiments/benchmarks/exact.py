@@ -8,7 +8,6 @@ OR-Tools are those of building and solving the network, without our certificate.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import statistics
@@ -18,8 +17,12 @@ from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
+from typing import Annotated
 
+import numpy as np
+import typer
+
+from alflb.cli._console import run_program
 from alflb.exact import solve_exact
 from alflb.problem import AssignmentProblem, FloatArray
 from experiments.benchmarks._bench import machine, milliseconds, ratio, scaling_figure, table, take_turns, write_page
@@ -134,16 +137,15 @@ def curves(measured: dict[tuple[str, int], Timings]) -> dict[str, tuple[list[flo
     }
 
 
-def main() -> None:
-    """Measure, print and write the table."""
-    parser = argparse.ArgumentParser(description="Time the exact solver against its peers.")
-    parser.add_argument("--large", action="store_true", help="add sizes that no peer can do")
-    parser.add_argument("--no-peers", action="store_true", help="time our solver alone")
-    options = parser.parse_args()
+def main(
+    large: Annotated[bool, typer.Option("--large", help="Add sizes that no peer can solve.")] = False,
+    peers: Annotated[bool, typer.Option(help="Time the peers as well as our solver.")] = True,
+) -> None:
+    """Time the exact solver against its peers; print the table and write it into the page."""
     rows, measured = [], {}
-    for size in SIZES + (LARGE_SIZES if options.large else ()):
+    for size in SIZES + (LARGE_SIZES if large else ()):
         for family in FAMILIES:
-            cells, timings = bench_instance(family, size, not options.no_peers)
+            cells, timings = bench_instance(family, size, peers)
             rows.append(cells)
             measured[family, size[0] * size[1]] = timings
             print(*cells, sep=" | ", flush=True)
@@ -162,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

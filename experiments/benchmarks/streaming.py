@@ -9,7 +9,6 @@ included. Compilation is done beforehand on a small problem. The page goes to ``
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -18,12 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import typer
 
+from alflb.cli._console import run_program
 from alflb.exact import BatchedProblem, solve_exact, solve_streaming
 from alflb.problem import FloatArray
 from alflb.streams import make_stream
@@ -117,11 +118,9 @@ def bench_problem(name: str, problem: BatchedProblem) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Measure, print and write the page."""
-    parser = argparse.ArgumentParser(description="Bounds of the pooled problem against its exact optimum.")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"tokens of each instance, default {TOKENS:,}")
-    num_batches = max(1, parser.parse_args().tokens // BATCH)
+def main(tokens: Annotated[int, typer.Option(min=1, help="Tokens per instance.")] = TOKENS) -> None:
+    """Hold the bounds of the pooled problem against its exact optimum; print the table and write the page."""
+    num_batches = max(1, tokens // BATCH)
     warm_up = BatchedProblem(lambda: [make_scores("skewed", 20_000, NUM_EXPERTS)], TOP_K)
     solve_streaming(warm_up, sample_rows=5000)
     solve_exact(warm_up)
@@ -151,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
 from _processes import hear_interrupts
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
 import alflb
+from alflb.cli import describe
 from alflb.cli.app import app
 from alflb.traces import LoadTrace, RouterTrace, write_trace
 
@@ -150,9 +155,9 @@ def test_study_leaves_a_report_and_resumes(run, tmp_path):
 
 def test_study_exits_1_when_a_check_fails(run, tmp_path, monkeypatch):
     from alflb.studies import report
-    from alflb.studies.claims import Check
+    from alflb.verdict import Verdict
 
-    failing = Check("C1", "spoiled", 1, 1.0, 0.0)
+    failing = Verdict.of("C1", "spoiled", measured=1.0, bound=0.0)
     monkeypatch.setattr(report, "run_checks", lambda result: [failing])
     result = run(*SMALL_STUDY, "--out", tmp_path / "r")
     assert result.exit_code == 1
@@ -270,3 +275,23 @@ class TestInterruptions:
         assert "Traceback" not in done.stderr
         assert not list(tmp_path.rglob("*.tmp"))
         assert not (tmp_path / "r" / "report.html").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=hnp.arrays(
+        st.sampled_from([np.float32, np.float64]),
+        st.tuples(st.integers(1, 12), st.integers(1, 5)),
+        elements=st.one_of(st.floats(-4, 4, width=32), st.sampled_from([0.0, 0.5, -1e30, 1e30, -np.inf])),
+    )
+)
+def test_score_facts_are_those_of_all_finite_scores(scores):
+    """Whatever chunks the scores are looked at in, the facts are those that numpy finds in one go."""
+    finite = scores[scores > -np.inf].astype(np.float64)
+    assume(finite.size > 0)
+    with mock.patch.object(describe, "_CHUNK", 7):
+        facts = describe._score_facts(scores)
+    assert facts["score_min"] == finite.min()
+    assert facts["score_max"] == finite.max()
+    assert facts["score_median"] == np.median(finite)
+    assert facts["forbidden_pairs"] == scores.size - finite.size

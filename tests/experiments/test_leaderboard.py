@@ -5,6 +5,7 @@ import pytest
 
 from alflb import make_rule, metrics, rule_names, simulate, solve_exact, stream_names
 from alflb.problem import AssignmentProblem
+from alflb.rules import RULES, STEP_SIZES
 from experiments import leaderboard as board
 
 CELL = {"stream": "logistic", "num_tokens": 64, "num_experts": 8, "top_k": 2, "num_steps": 16}
@@ -35,20 +36,22 @@ def test_text_begins_at_another_place_for_another_seed():
 def test_all_tuned_rules_get_the_same_number_of_candidates_on_a_grid_that_increases():
     counts = set()
     for name in rule_names():
-        _, values = board._candidates(name)
-        assert list(values) == sorted(set(values))
-        counts.add(len(values))
-    assert counts == {0, 7}
+        tuned = RULES.get(name).tuned
+        if tuned is not None:
+            assert list(tuned.values) == sorted(set(tuned.values))
+            assert isinstance(make_rule(name, **{tuned.name: tuned.values[0]}), RULES.get(name))
+            counts.add(len(tuned.values))
+    assert counts == {7}
 
 
 def test_the_tuned_value_is_the_best_of_the_grid_on_the_tuning_seed():
     batches, top_k = board._record(CELL, board.TUNING_SEED)
     setting = board._tune("sign", batches, top_k)
     scores = []
-    for value in board.STEP_SIZES:
+    for value in STEP_SIZES:
         run = simulate(board._Recorded(batches), make_rule("sign", value), top_k=top_k, num_steps=16)
         scores.append(metrics.max_vio(run)[8:].mean())
-    assert setting.value == board.STEP_SIZES[int(np.argmin(scores))]
+    assert setting.value == STEP_SIZES[int(np.argmin(scores))]
     assert setting.tuning_max_vio == min(scores)
 
 
