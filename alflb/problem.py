@@ -6,6 +6,7 @@ Shape suffixes used in the whole package: T tokens, E experts, K picks per token
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -95,10 +96,13 @@ def check_count(value: object, name: str, *, minimum: int = 1) -> int:
 
 def check_number(value: Any, name: str, *, positive: bool = False) -> float:
     """Return `value` as a finite float >= 0 (> 0 if `positive`), or raise ValueError naming the argument."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} is {value!r}; pass a finite number {'> 0' if positive else '>= 0'}")
-    return float(value)
+    is_number, number = isinstance(value, numbers.Real) and not isinstance(value, bool), math.nan
+    if is_number:
+        with contextlib.suppress(OverflowError):  # an integer beyond the floats
+            number = float(value)
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        raise ValueError(f"{name} is {value!r:.40}; pass a finite number {'> 0' if positive else '>= 0'}")
+    return number
 
 
 def check_bias(bias: ArrayLike, num_experts: int, *, name: str = "bias") -> NDArray[np.float64]:

@@ -103,6 +103,15 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def compiled_kernels() -> int | None:
+    """How many compiled functions the kernels' cache holds; None if there is no cache."""
+    try:
+        from alflb.kernels import _compiled
+    except RuntimeError:  # numba's, when it finds no folder to write to
+        return None
+    return len(list(Path(_compiled.route_chunks.stats.cache_path).glob("*.nbi")))
+
+
 def _kernel_cache() -> Finding:
     """Compiled kernels are kept on disk; without that every process compiles anew, for tens of seconds."""
     try:

@@ -25,6 +25,7 @@ from alflb.plotting import (
     ramp,
     styled,
 )
+from alflb.schedules import Schedule
 from alflb.trajectory import Trajectory
 
 
@@ -289,6 +290,22 @@ def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Ma
     plain_ticks(right.yaxis)
     right.set(xlabel="step n (one batch each)", ylabel="MaxVio of the batch", title="The same tokens in two orders")
     right.legend()
+    return figure
+
+
+@styled
+def plot_schedules(schedules: Mapping[str, Schedule], num_steps: int) -> Figure:
+    """Step size against step number, one curve per schedule, on linear and on logarithmic axes."""
+    figure, (left, right) = new_figure(1, 2, height=2.9)
+    step_N = np.unique(np.geomspace(1, num_steps, 200).astype(int))
+    for position, (name, schedule) in enumerate(schedules.items()):
+        values = np.array([schedule(int(t)) for t in step_N])
+        color = CATEGORIES[position % len(CATEGORIES)]
+        left.plot(step_N, values, color=color, label=name)
+        right.loglog(step_N[values > 0], values[values > 0], color=color)
+    left.set(xlabel="step n", ylabel="step size (score units per step)", title="Linear axes")
+    right.set(xlabel="step n", title="Logarithmic axes; 0 is not drawn")
+    legend_below(figure, left)
     return figure
 
 

@@ -67,6 +67,7 @@ def solve(problem: AssignmentProblem | BatchedProblem, bias_init: ArrayLike | No
         load_E=load_E,
         plan=_plan(found.assignment, num_experts, found.unit) if in_memory else None,
         residuals=Residuals(0.0, float(np.abs(load_E - target_E).max()), 0.0, 0.0, 0.0),
+        forbidden_below=found.forbidden_below,
     )
 
 

@@ -214,6 +214,23 @@ def certify_rows(  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
+def count_decided(scores_TE, per_unit, price_P, reach, top_k, lanes, load_E, close_T):  # type: ignore[no-untyped-def]
+    """Mark the rows whose K-th and (K+1)-th best, in integers, are at most `reach` apart; count the others' picks."""
+    num_tokens, num_experts = scores_TE.shape
+    flat = scores_TE.reshape(-1)
+    biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
+    no_width_P = np.zeros(price_P.size, np.int64)
+    for token in range(num_tokens):
+        _add_price(flat, token * num_experts, num_experts, per_unit, price_P, biased)
+        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
+        last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
+        close_T[token] = last_in - first_out <= reach
+        if not close_T[token]:
+            for n in range(count):
+                load_E[near[n]] += value[n] >= last_in
+
+
+@njit(**_JIT)
 def route_rows(  # type: ignore[no-untyped-def]
     scores_TE, bias_E, bias_P, width_P, top_k, lanes, dither, seed, top_exponent,
     load_E, count_EEB, loss_EEB, gap_T, experts_TK, sums,
