@@ -448,3 +448,4 @@ def main(
 
 if __name__ == "__main__":
     run_program(main)
+VERDICT = "Refuted on all 16 streams: tuned alike, another rule that sees loads only balances better on each."
