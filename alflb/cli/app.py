@@ -11,6 +11,7 @@ from alflb.cli.doctor import doctor
 from alflb.cli.run import advise, simulate, solve
 from alflb.cli.study import study
 from alflb.cli.traces import convert, inspect
+from alflb.cli.training import capture, diagnose
 
 app = typer.Typer(
     name="alflb",
@@ -41,7 +42,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for command in (study, simulate, solve, advise, inspect, convert, doctor):
+for command in (study, simulate, solve, advise, inspect, convert, capture, diagnose, doctor):
     app.command()(command)
 
 
