@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alflb.io import atomic_write
-from alflb.traces.format import TraceError, read_arrays
+from alflb.traces.arrays import TraceError, read_arrays
 from alflb.training.bias_slot import BiasSlot
 from alflb.training.routers import Router, add_bias, find_routers, has_added_bias
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from alflb.io import atomic_write
 from alflb.problem import check_count
-from alflb.traces.format import FORMAT, VERSION, LoadTrace, TraceError, read_arrays, read_trace
+from alflb.traces.arrays import TraceError, read_arrays
+from alflb.traces.format import FORMAT, VERSION, LoadTrace, read_trace
 from alflb.training.step_report import LayerReport, StepReport
 
 
