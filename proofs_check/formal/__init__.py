@@ -70,6 +70,7 @@ THEOREMS = (
     Theorem("C4", "c4_absorbing_band", "absorbing_above", "its upper side by itself"),
     Theorem("C4", "c4_absorbing_band", "absorbing_below", "its lower side by itself"),
     Theorem("C4", "c4_absorbing_band", "absorbing_band_as_stated", "m (E - 1), as first stated"),
+    Theorem("C4", "c4_attained", "sharp_band_attained", "the sharp band is attained for every m and E"),
     Theorem("C4", "counterexamples", "half_windows_are_too_short", "m(u) in place of m(2u) is refuted"),
     Theorem("C5", "c5_finite_entry", "finite_entry", "inside the sharp band from step floor(E R / 2) on"),
     Theorem("C5", "c5_finite_entry", "finite_entry_few_experts", "from step R on, for at most three experts"),
