@@ -161,7 +161,7 @@ def _figure_gap_bound(result: StudyResult) -> Figure:
         rows = result.select(kind="static", source=optimum["source"])
         groups[SOURCE_TITLES[optimum["source"]]] = (
             np.concatenate([row["gap_bound_n"] for row in rows]),
-            np.concatenate([row["dual_gap_n"] for row in rows]),
+            np.concatenate([row["gap_n"] for row in rows]),
         )
     return figures.plot_gap_bounds(groups)
 
@@ -227,7 +227,7 @@ def _facts(result: StudyResult) -> Row:
     runs = result.select(kind="static", source="trace")
     rising = [row for row in runs if row["dual_rises"]]
     constant = [row for row in runs if row["schedule"] == "constant"]
-    gaps = np.concatenate([row["dual_gap_n"] for row in result.select(kind="static")])
+    gaps = np.concatenate([row["gap_n"] for row in result.select(kind="static")])
     bounds = np.concatenate([row["gap_bound_n"] for row in result.select(kind="static")])
     meaningful = bounds > 0
     trace = result.study.trace
@@ -328,7 +328,7 @@ def _optimum_words(row: Row) -> Row:
         **row,
         "title": SOURCE_TITLES[row["source"]],
         "target_load": row["top_k"] * row["num_tokens"] / row["num_experts"],
-        "gap": row["lp_dual_value"] - row["lp_value"],
+        "gap": row["lp_upper_bound"] - row["lp_value"],
     }
 
 
