@@ -230,7 +230,7 @@ class _Judge:
             affinity += float(np.take_along_axis(scores_TE, allocation.experts_TK, axis=1).sum(dtype=np.float64))
             dual += allocation.dual_sum - float(problem.target_E @ bias_E)
         gap = None if logarithms else (dual - self.optimum) / self.optimum
-        return {"affinity": affinity / self.optimum, "dual_gap": gap}
+        return {"affinity": affinity / self.optimum, "gap": gap}
 
 
 def _run_baseline(name: str, batches: list[FloatArray], top_k: int, judge: _Judge) -> Row:
@@ -257,7 +257,7 @@ def _run_baseline(name: str, batches: list[FloatArray], top_k: int, judge: _Judg
         "tuning_max_vio": None,
         **_balance(max_vio_N),
         "affinity": affinity / judge.optimum,
-        "dual_gap": None,
+        "gap": None,
         "churn": 0.0,
         "settling": None,
         "missing": missing / (len(batches) - len(batches) // 2),
@@ -378,7 +378,7 @@ def table(rows: list[Row]) -> str:
             str(mean_interval(ranks[rule])) if rule in ranks else "-",
             *(f"{_over_streams(own, name):.3f}" for name in ("max_vio", "max_vio_p99", "max_vio_worst")),
             f"{100 * _over_streams(own, 'affinity'):.2f}",
-            "-" if own[0]["dual_gap"] is None else f"{100 * _over_streams(own, 'dual_gap'):.3f}",
+            "-" if own[0]["gap"] is None else f"{100 * _over_streams(own, 'gap'):.3f}",
             f"{_over_streams(own, 'churn'):.1e}",
             f"{np.median(settled):g}" if settled else "-",
             f"{sum(row['settling'] is None for row in own)} of {len(own)}" if rule in ranks else "-",
