@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,18 +96,11 @@ def _usable_cores() -> int:
 
 def _kernel_cache() -> Examined:
     """Compiled kernels are kept on disk; without that every process compiles anew, for tens of seconds."""
-    try:
-        from alflb.kernels import _compiled
-    except RuntimeError as error:  # numba's, when it finds no folder to write to
-        return Examined("kernel cache", f"none ({error}); set NUMBA_CACHE_DIR to a folder that can be written", False)
-    folder = Path(_compiled.route_chunks.stats.cache_path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        state = f"{folder} cannot be written ({error.strerror}); set NUMBA_CACHE_DIR to a folder that can"
-        return Examined("kernel cache", state, False)
+    from alflb.kernels._jit import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return Examined("kernel cache", "no folder can be written; set NUMBA_CACHE_DIR to one that can", False)
     compiled = len(list(folder.glob("*.nbi")))
     return Examined("kernel cache", f"{folder}, can be written, {compiled} functions in it", True)
 

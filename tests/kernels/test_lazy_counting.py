@@ -37,6 +37,7 @@ def assert_loads_are_plain(kernels, scores_TE, bias_NE, top_k):
         np.testing.assert_array_equal(counter.loads(scores_TE, bias_E), expected)
 
 
+@pytest.mark.jit
 @pytest.mark.usefixtures("always_lazy")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kernels", BACKENDS, ids=["numba", "reference"])
@@ -59,6 +60,7 @@ def test_loads_of_tied_and_forbidden_scores(data):
     assert_loads_are_plain(numba_, scores_TE, biases(rng, num_experts, 12, 1 / 1024), top_k)
 
 
+@pytest.mark.jit
 @pytest.mark.usefixtures("always_lazy")
 def test_rounding_of_large_biases_is_guarded_against():
     """In float32 a bias near 1000 moves scores by steps of 2^-14; margins of that order must not be trusted."""
@@ -87,6 +89,7 @@ def count_calls(monkeypatch, name):
     return calls
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize(("step", "lazy"), [(1e-6, True), (0.3, False)])
 def test_lazy_where_few_tokens_expire_and_only_there(monkeypatch, step, lazy):
     calls = count_calls(monkeypatch, "_route_again")
@@ -98,6 +101,7 @@ def test_lazy_where_few_tokens_expire_and_only_there(monkeypatch, step, lazy):
     assert run.bias_NE.tobytes() == plain.bias_NE.tobytes()
 
 
+@pytest.mark.jit
 def test_an_array_that_may_be_written_to_is_routed_afresh():
     scores_TE = np.random.default_rng(5).random((5000, 64))
     counter = LoadCounter(numba_, 8)
@@ -107,6 +111,7 @@ def test_an_array_that_may_be_written_to_is_routed_afresh():
         scores_TE[:] = scores_TE[::-1, ::-1].copy()
 
 
+@pytest.mark.jit
 def test_a_new_batch_starts_afresh():
     rng = np.random.default_rng(6)
     first, second = (fixed(rng.random((5000, 64))) for _ in range(2))
