@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from alflb.metrics import summary as summary
     from alflb.observers import make_observers as make_observers
     from alflb.observers import observer_names as observer_names
+    from alflb.online import Regret as Regret
+    from alflb.online import plot_regret as plot_regret
+    from alflb.online import regret as regret
     from alflb.population import GumbelTopOne as GumbelTopOne
     from alflb.population import IndependentScores as IndependentScores
     from alflb.population import SampledScores as SampledScores
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from alflb.rules import rule_names as rule_names
     from alflb.schedules import make_schedule as make_schedule
     from alflb.schedules import schedule_names as schedule_names
-    from alflb.simulation import Trajectory as Trajectory
     from alflb.simulation import simulate as simulate
     from alflb.streams import Static as Static
     from alflb.streams import make_stream as make_stream
@@ -52,6 +54,9 @@ if TYPE_CHECKING:
     from alflb.traces import read_trace as read_trace
     from alflb.traces import write_trace as write_trace
     from alflb.training.diagnosis import diagnose as diagnose
+    from alflb.trajectory import Trajectory as Trajectory
+    from alflb.verdict import Verdict as Verdict
+    from alflb.verify import verify_balance as verify_balance
 
 __version__ = "0.1.0"
 
@@ -69,7 +74,8 @@ _HOME = {
     "Static": "streams",
     "StreamingSolution": "exact",
     "TraceError": "traces",
-    "Trajectory": "simulation",
+    "Regret": "online",
+    "Trajectory": "trajectory",
     "advise": "advice",
     "backend_names": "kernels",
     "center": "duality",
@@ -82,6 +88,8 @@ _HOME = {
     "make_rule": "rules",
     "make_schedule": "schedules",
     "make_stream": "streams",
+    "plot_regret": "online",
+    "regret": "online",
     "max_vio": "metrics",
     "max_vio_global": "metrics",
     "observer_names": "observers",
@@ -97,6 +105,8 @@ _HOME = {
     "step_certificate": "duality",
     "stream_names": "streams",
     "summary": "metrics",
+    "Verdict": "verdict",
+    "verify_balance": "verify",
     "write_trace": "traces",
 }
 

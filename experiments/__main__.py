@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from alflb.cli.app import JobsOption, SchedulerOption, err, progress_bar, reports_errors
-from alflb.cli.app import out as console
+from alflb.cli._arguments import JobsOption, SchedulerOption
+from alflb.cli._console import err, progress_bar, reports_errors
+from alflb.cli._console import out as console
 from alflb.studies.executors import open_executor
+from alflb.verdict import Finding
 from experiments import _pages, _runner
-from experiments._statistics import Finding
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -86,10 +87,10 @@ def _runnable() -> list[str]:
 
 def _print_findings(name: str, findings: Sequence[Finding]) -> None:
     table = Table(title=f"{name}: {_runner.load(name).CLAIM}", title_justify="left")
-    for heading in ("looked at", "expected", "measured [95% interval over seeds]", "borne out"):
+    for heading in ("looked at", "expected", "measured [95% interval over seeds]", "supported"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
-        table.add_row(finding.statement, finding.expected, finding.measured, _pages.verdict(finding))
+        table.add_row(finding.statement, finding.expected, finding.measured, finding.supported)
     console.print(table, markup=False)
 
 

@@ -31,7 +31,7 @@ from alflb.io import Row, read_rows, write_rows
 from alflb.problem import check_count
 from alflb.registry import unknown_name
 from alflb.studies.sweep import Advance, Cell, Outcome, Progress, run_cells
-from experiments._statistics import Finding
+from alflb.verdict import Finding
 
 SMOKE_SEEDS = 2
 """Repetitions at smoke size: the fewest that have an interval."""

@@ -11,10 +11,11 @@ from alflb import make_rule, metrics, simulate, solve_exact
 from alflb.io import Row
 from alflb.observers import make_observers
 from alflb.plotting import BLUE, MARKERS, RED, new_figure, plain_ticks, ramp, styled
-from alflb.simulation import Trajectory
 from alflb.streams import Static
+from alflb.trajectory import Trajectory
+from alflb.verdict import Finding
 from experiments._problems import static_problem
-from experiments._statistics import Finding, mean_interval
+from experiments._statistics import mean_interval
 
 CLAIM = "Every step of ALF-LB lowers the Lagrangian, as the first versions of arXiv 2512.03915 have it."
 

@@ -29,8 +29,9 @@ from alflb.population import GumbelTopOne, IndependentScores, Population, gumbel
 from alflb.rules import Projected, Rule
 from alflb.schedules import Constant, Inverse, InverseSqrt, Schedule
 from alflb.streams import DrawnStream
+from alflb.verdict import Finding
 from experiments._oracle import gumbel_values, logistic_values
-from experiments._statistics import Finding, mean_interval
+from experiments._statistics import mean_interval
 
 CLAIM = "Regret is logarithmic for eta = c/n, c > 1/(2 mu), N^(1 - 2 mu c) below; c/sqrt(n) gives sqrt(N), constant N."
 

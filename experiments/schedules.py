@@ -14,10 +14,11 @@ from alflb.io import Row
 from alflb.plotting import CATEGORIES, MARKERS, legend_below, new_figure, plain_ticks, styled
 from alflb.problem import AssignmentProblem
 from alflb.schedules import Schedule
-from alflb.simulation import Trajectory
 from alflb.streams import Stream
 from alflb.streams.trace import TraceReplay
-from experiments._statistics import Finding, mean_interval
+from alflb.trajectory import Trajectory
+from alflb.verdict import Finding
+from experiments._statistics import mean_interval
 
 CLAIM = "A constant step of 1e-3, then 0 for the last 3% of the run (DeepSeek-V3), balances as well as any schedule."
 

@@ -28,8 +28,9 @@ from alflb.problem import AssignmentProblem
 from alflb.streams import Stream
 from alflb.streams.drift import Drift
 from alflb.traces import RouterTrace
+from alflb.verdict import Finding
 from experiments._oracle import gumbel_values, logistic_values
-from experiments._statistics import Finding, mean_interval
+from experiments._statistics import mean_interval
 
 CLAIM = (
     "While p* moves, regret and MaxVio are U-shaped in u, and the bottom is where lag and noise, both known from u, T, "

@@ -22,13 +22,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 import alflb
-from alflb.cli.app import progress_bar, reports_errors
+from alflb.cli._console import progress_bar, reports_errors
 from alflb.io import Row, write_text
 from alflb.plotting import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, RED, new_figure, save_figure, styled
 from alflb.registry import unknown_name
 from alflb.studies.sweep import Advance, Cell, Outcome, run_cells
+from alflb.verdict import Finding
 from experiments._moe_settings import SIZES, Arm
-from experiments._statistics import Estimate, Finding, mean_interval
+from experiments._statistics import Estimate, mean_interval
 from experiments._text import Corpus, Document, build_corpus, file_documents, shakespeare_documents, sotu_documents
 
 CLAIM = "In training, the sign rule balances experts better than an auxiliary loss does, and costs no validation loss."

@@ -19,6 +19,7 @@ from proofs_check._instances import Instance
 from proofs_check._runner import Row
 from proofs_check._witnesses import WITNESSES
 from proofs_check.c9_logarithmic_regret import quadratic_regret
+from proofs_check.formal import THEOREMS
 
 LAW_STEPS = 6000
 LAW_REGIMES = (
@@ -50,6 +51,7 @@ def write_page(folder: Path, modules: list[ModuleType], rows: list[Row], command
     page = text.format(
         command=command,
         table=_table(rows),
+        formal=_formal_table(rows),
         quadratic=", ".join(
             f"{quadratic_regret(0.5, n) / math.log(n) ** 2:.3f} at N = {n:,}" for n in (10**3, 10**4, 10**5)
         ),
@@ -69,6 +71,20 @@ def _table(rows: list[Row]) -> str:
         numbers = ["" if value is None else f"{value:.4g}" for value in (row.measured, row.bound, row.slack)]
         cells = [row.claim, row.part, row.kind, f"{row.instances:,}", *numbers, row.verdict, f"{row.seconds:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _formal_table(rows: list[Row]) -> str:
+    """What Coq proved in this run, or that it was not there."""
+    seconds = {
+        one["name"]: one["s"] for row in rows if row.part == "all sizes" for one in row.detail.get("theorems", [])
+    }
+    if not seconds:
+        return "Coq was not installed for this run."
+    lines = ["| claim | proved for all sizes | theorem | file | s |", "|" + "---|" * 5]
+    for one in THEOREMS:
+        if one.name in seconds:
+            lines.append(f"| {one.claim} | {one.says} | `{one.name}` | `{one.file}.v` | {seconds[one.name]:.1f} |")
     return "\n".join(lines)
 
 
@@ -101,9 +117,9 @@ def monotone_figure() -> Figure:
         one = Instance.of(scores, 1)
         grid = np.linspace(-2, 12 if len(scores) > 1 else 4, 400)
         axis.plot(grid, [dual_value(one.problem, [-x / 2, x / 2]) for x in grid], color=plotting.GREY)
-        for length, colour, name in _steps(len(scores)):
+        for length, color, name in _steps(len(scores)):
             height = [dual_value(one.problem, [0, 0]), dual_value(one.problem, [-length / 2, length / 2])]
-            axis.plot([0, length], height, "-o", color=colour, label=f"{name}: D rises by {height[1] - height[0]:g}")
+            axis.plot([0, length], height, "-o", color=color, label=f"{name}: D rises by {height[1] - height[0]:g}")
         axis.set(xlabel="p_2 - p_1 (score units)", ylabel="D (score units)")
         axis.set_title(title, fontsize=8.5)
         axis.legend()
@@ -132,7 +148,7 @@ def band_figure() -> Figure:
         for sign in (-1, 1):
             axis.axhline(target + sign * float(band), ls=style, color=plotting.RED, label=name if sign > 0 else None)
     axis.axhline(target, color=plotting.GREY, label="L")
-    axis.set(xlabel="step n", ylabel="load (tokens)", title="E = 5, m = 3: the deviation is the sharp band, for ever")
+    axis.set(xlabel="step n", ylabel="load (tokens)", title="E = 5, m = 3: the deviation is the sharp band, forever")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -164,8 +180,8 @@ def law_figure(compared: list[Comparison]) -> Figure:
     figure, (axis,) = plotting.new_figure(1, 1, height=3.0)
     for index, name in enumerate(("bias sd", "load sd", "MaxVio")):
         ratio = [seen[index] / said[index] for _, seen, said, _ in compared]
-        colour, marker = plotting.CATEGORIES[index], plotting.MARKERS[index]
-        axis.scatter([pull for *_, pull in compared], ratio, color=colour, marker=marker, s=26, label=name, alpha=0.85)
+        color, marker = plotting.CATEGORIES[index], plotting.MARKERS[index]
+        axis.scatter([pull for *_, pull in compared], ratio, color=color, marker=marker, s=26, label=name, alpha=0.85)
     axis.axhline(1.0, color=plotting.GREY, lw=0.8)
     axis.axvline(2.0, color=plotting.GREY, ls=":", label="pull = 2")
     axis.set_xscale("log")

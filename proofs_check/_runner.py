@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from proofs_check import _smt
+from proofs_check import _smt, formal
 from proofs_check._verdict import Verdict
 from proofs_check._witnesses import WITNESSES
 
@@ -23,7 +23,7 @@ class Row:
 
     claim: str
     part: str
-    """check, control, sharper, conjecture, witnesses, proof or search."""
+    """check, control, sharper, witnesses, proof, all sizes or search."""
     kind: str
     instances: int
     measured: float | None
@@ -57,12 +57,11 @@ def run_claim(module: ModuleType, effort: Effort) -> Iterator[Row]:
     yield _verdict_row(module.CLAIM, "control", lambda: module.BROKEN(seed=effort.seed, **sizes), must_fail=True)
     if hasattr(module, "sharper"):
         yield _verdict_row(module.CLAIM, "sharper", lambda: _repeated(module.sharper, effort, sizes, share))
-    if hasattr(module, "conjecture"):
-        yield _verdict_row(module.CLAIM, "conjecture", lambda: _repeated(module.conjecture, effort, sizes, share))
     if any(one.claim == module.CLAIM for one in WITNESSES):
         yield _witness_row(module.CLAIM)
     if hasattr(module, "PROOF"):
         yield _proof_row(module, share)
+    yield from formal_rows([module.CLAIM])
     if hasattr(module, "tightest"):
         yield _verdict_row(module.CLAIM, "search", lambda: module.tightest(effort.seed, share or QUICK_SEARCH_SECONDS))
 
@@ -80,7 +79,7 @@ def _repeated(check: Callable[..., Verdict], effort: Effort, sizes: dict[str, in
         total, rounds = total + latest.instances, rounds + 1
         if not latest.holds or latest.ratio > worst.ratio:
             worst = latest
-    return Verdict(worst.claim, worst.kind, total, worst.measured, worst.bound, worst.holds, worst.witness)
+    return Verdict(worst.claim, worst.statement, total, worst.measured, worst.bound, worst.holds, worst.witness)
 
 
 def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail: bool = False) -> Row:
@@ -95,14 +94,14 @@ def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail
     return Row(
         claim,
         part,
-        found.kind,
+        found.statement,
         found.instances,
         float(found.measured),
         float(found.bound),
         passed,
         words,
         seconds,
-        found.witness,
+        dict(found.witness),
     )
 
 
@@ -134,3 +133,29 @@ def _proof_row(module: ModuleType, seconds: float | None) -> Row:
         words += f"; {len(found.undecided)} left" if found.undecided else ""
     detail = {"proved": found.proved, "undecided": found.undecided, "refuted": found.refuted}
     return Row(module.CLAIM, "proof", "SMT", len(found.proved), None, None, passed, words, found.seconds, detail)
+
+
+def formal_rows(claims: Sequence[str]) -> Iterator[Row]:
+    """What Coq has proved of these claims for all sizes, one row per claim; says so where Coq is not installed."""
+    for claim in claims:
+        theorems = [one for one in formal.THEOREMS if one.claim == claim]
+        if theorems and formal.available():
+            yield _formal_row(claim, theorems)
+        elif theorems:
+            yield Row(claim, "all sizes", "Coq", 0, None, None, True, f"skipped: {formal.INSTALL}", 0.0)
+
+
+def _formal_row(claim: str, theorems: list[formal.Theorem]) -> Row:
+    start = time.perf_counter()
+    try:
+        proofs = formal.prove(theorems)
+    except formal.CoqError as error:
+        seconds = time.perf_counter() - start
+        return Row(claim, "all sizes", "Coq", 0, None, None, False, "REFUSED", seconds, {"error": str(error)})
+    open_ones = [one.theorem.name for one in proofs if not one.holds]
+    words = f"RESTS ON AXIOMS: {', '.join(open_ones)}" if open_ones else f"{len(proofs)} theorems, no axioms"
+    detail = {
+        "theorems": [{"file": f"{one.theorem.file}.v", "name": one.theorem.name, "s": one.seconds} for one in proofs]
+    }
+    seconds = time.perf_counter() - start
+    return Row(claim, "all sizes", "Coq", len(proofs), None, None, not open_ones, words, seconds, detail)

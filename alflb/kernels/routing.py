@@ -81,7 +81,8 @@ def route(
     >>> import alflb
     >>> rule, bias_E = alflb.make_rule("sign", schedule=0.25), np.zeros(8)
     >>> load_E = route(scores_TE, bias_E, 4, n_group=2, topk_group=1).load_E
-    >>> bias_E, _ = rule.update(bias_E, load_E, np.full(8, 0.5), 1, rule.init(8))
+    >>> seen = alflb.rules.Observation(1, np.full(8, 0.5), load_E=load_E)
+    >>> bias_E, _ = rule.step(bias_E, seen, rule.init(8))
     >>> route(scores_TE, bias_E, 4, n_group=2, topk_group=1).experts_TK.tolist()
     [[4, 5, 6, 7]]
     """

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from alflb.io import Row
 from alflb.studies.study import StudyResult
+from alflb.verdict import Verdict
 
 ROUNDING = 1e-10
-"""Score units for each pick: float64 sums over a batch, with room."""
+"""Score units per pick: float64 sums over a batch, with room."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One statement that the study could have refuted."""
-
-    claim: str
-    statement: str
-    instances: int
-    worst: float
-    """How close it came to failing, in the statement's own unit; must not exceed `limit`."""
-    limit: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the worst instance is within the limit; NaN fails."""
-        return bool(self.worst <= self.limit)
-
-
-def run_checks(result: StudyResult) -> list[Check]:
+def run_checks(result: StudyResult) -> list[Verdict]:
     """Hold the rows against the claims of the theory; a violated one makes the study end with exit code 1."""
     optima, runs = result.select(kind="optimum"), result.select(kind="static")
     picks = {row["source"]: row["num_tokens"] * row["top_k"] for row in optima}
@@ -38,65 +20,60 @@ def run_checks(result: StudyResult) -> list[Check]:
     def per_pick(row: Row, value: float) -> float:
         return float(value) / picks[row["source"]]
 
+    def verdict(claim: str, statement: str, instances: int, worst: float) -> Verdict:
+        return Verdict.of(claim, statement, measured=worst, bound=ROUNDING, instances=instances)
+
     def over_bound(row: Row, values: str, bounds: str, sign: float = 1.0) -> float:
         return per_pick(row, float(np.max(sign * np.array(row[values]) - np.array(row[bounds]))))
 
     points = sum(len(row["certified_steps"]) for row in runs)
     return [
-        Check(
+        verdict(
             "LP duality",
             "D(p*) equals the value of an integral, exactly balanced plan",
             len(optima),
             max(abs(per_pick(row, row["lp_dual_value"] - row["lp_value"])) for row in optima),
-            ROUNDING,
         ),
-        Check(
+        verdict(
             "weak duality",
             "D(p) never falls below LP*, at any step of any run",
             sum(row["num_steps"] for row in runs),
             max(per_pick(row, result.optimum(row["source"])["lp_value"] - row["dual_value_best"]) for row in runs),
-            ROUNDING,
         ),
-        Check(
+        verdict(
             "C1",
             "Lagrangian identity: the change of D is benefit + ⟨A − L, δ⟩",
             points,
             max(per_pick(row, row["identity_residual"]) for row in runs),
-            ROUNDING,
         ),
-        Check(
+        verdict(
             "C1",
             "the switching benefit is never negative",
             points,
             max(per_pick(row, -row["benefit_min"]) for row in runs),
-            ROUNDING,
         ),
-        Check(
+        verdict(
             "C2",
             "sandwich: ⟨A − L, δ⟩ ≤ change of D ≤ ⟨A_next − L, δ⟩",
             points,
             max(per_pick(row, -row["sandwich_margin"]) for row in runs),
-            ROUNDING,
         ),
-        Check(
+        verdict(
             "C6",
             "dual gap ≤ ½ ‖A − L‖₁ (spread(p) + ρ)",
             points,
             max(over_bound(row, "dual_gap_n", "gap_bound_n") for row in runs),
-            ROUNDING,
         ),
-        Check(
+        verdict(
             "C6",
             "affinity − LP* ≤ ½ ‖A − L‖₁ ρ",
             points,
             max(over_bound(row, "affinity_excess_n", "affinity_excess_bound_n") for row in runs),
-            ROUNDING,
         ),
-        Check(
+        verdict(
             "C6",
             "LP* − affinity ≤ ½ ‖A − L‖₁ spread(p)",
             points,
             max(over_bound(row, "affinity_excess_n", "affinity_loss_bound_n", -1.0) for row in runs),
-            ROUNDING,
         ),
     ]

@@ -27,17 +27,17 @@ def open_executor(
     Parameters
     ----------
     jobs : int
-        More than 1 starts a Dask cluster of so many processes on this machine, one thread each.
+        More than 1 starts a Dask cluster of that many processes on this machine, one thread each.
     scheduler : str, optional
         Address of a running Dask scheduler, e.g. ``tcp://host:8786``; then `jobs` must be 1. Its workers must have
         this very version of alflb: a cell of another source is refused.
     announce : callable, optional
-        Told in words where the cluster's dashboard is.
+        Called with one sentence that says where the cluster's dashboard is.
 
     Raises
     ------
     ValueError
-        If both are given, ``distributed`` is not installed, or the address is none.
+        If both are given, ``distributed`` is not installed, or the address is not one.
     OSError
         If no scheduler answers there.
 
@@ -66,8 +66,8 @@ def open_executor(
 def ordered_map(executor: Executor, in_flight: int) -> Callable[..., Iterator[Any]]:
     """Like the builtin `map`, on an executor: results in order, at most `in_flight` items sent ahead.
 
-    `Executor.map` sends everything at once, which no memory holds when the items are the batches of a long run. With
-    twice as many in flight as there are workers none of them waits.
+    `Executor.map` sends everything at once, which does not fit in memory when the items are the batches of a long run.
+    With twice as many in flight as there are workers, no worker waits.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def _distributed() -> Any:
 
 def _local(distributed: Any, jobs: int) -> Any:
     """Processes share the cores, so each has one thread; results do not depend on the number of threads."""
-    with _deaf_children():
+    with _children_ignore_interrupts():
         return distributed.LocalCluster(
             n_workers=jobs,
             threads_per_worker=1,
@@ -112,8 +112,8 @@ def _local(distributed: Any, jobs: int) -> Any:
 
 
 @contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C, which a terminal sends to all: this process ends them in good order."""
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C, which a terminal sends to all of them: this process shuts them down."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -126,15 +126,15 @@ def _deaf_children() -> Iterator[None]:
 
 def _connect(distributed: Any, target: Any) -> Any:
     if isinstance(target, str):
-        _knock(distributed, target)
+        _require_listener(distributed, target)
     with warnings.catch_warnings():
         # Cells check the source they run with; other differences between the two ends show in the rows' provenance.
         warnings.simplefilter("ignore", category=distributed.versions.VersionMismatchWarning)
         return distributed.Client(target, timeout=CONNECT_SECONDS, set_as_default=False)
 
 
-def _knock(distributed: Any, address: str) -> None:
-    """Say in one line that nobody is there; a client that cannot connect says so in fifty."""
+def _require_listener(distributed: Any, address: str) -> None:
+    """Raise an error of one line if no scheduler listens there; a client that cannot connect prints fifty."""
     try:
         host, port = distributed.comm.get_address_host_port(address)
         with socket.create_connection((host, port), timeout=CONNECT_SECONDS):

@@ -1,8 +1,8 @@
 """From the rows of a study to a folder one can hand on: figures, and one self-contained ``report.html``.
 
 The report reads as an argument: the problem, the data, what the optimum is worth, how ALF-LB approaches it, which step
-size to use, what balance costs, where the theory's conditions hold, and what changes when text is not
-stationary. Every number in it comes from the rows; every claim is followed by the check that could refute it.
+size to use, what balance costs, where the theory's conditions hold, and what changes when text is not stationary. Its
+numbers come from the rows and from the trace; every claim is followed by the check that could refute it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from alflb import __version__, duality, plotting
+from alflb import __version__, duality, metrics
 from alflb.io import Row, provenance, write_text
+from alflb.plotting import save_figure
 from alflb.problem import AssignmentProblem
-from alflb.studies.claims import Check, run_checks
+from alflb.studies import figures
+from alflb.studies.claims import run_checks
 from alflb.studies.study import PORTRAIT_STEP_SIZE, StudyResult
 from alflb.studies.sweep import Progress, Silent
+from alflb.verdict import Verdict
 
 SOURCE_TITLES = {
     "trace": "real trace",
@@ -41,7 +44,7 @@ class Report:
     """What was written and what it says in short."""
 
     path: Path
-    checks: list[Check]
+    checks: list[Verdict]
     headline: Row
 
     @property
@@ -51,17 +54,17 @@ class Report:
 
     def as_json(self) -> str:
         """The short version for machines."""
-        checks = [{**asdict(check), "holds": check.holds} for check in self.checks]
+        checks = [asdict(check) for check in self.checks]
         return json.dumps({"report": str(self.path), "holds": self.holds, "headline": self.headline, "checks": checks})
 
 
 def write_report(result: StudyResult, progress: Progress | None = None) -> Report:
-    """Draw all figures into ``figures/`` and write ``report.html``; nothing is computed anew."""
+    """Draw all figures into ``figures/`` and write ``report.html``. No run or optimum is computed again."""
     progress = progress or Silent()
     progress.begin("figures", len(_FIGURES))
     pictures = {}
     for name, draw in _FIGURES.items():
-        pictures[name] = plotting.save_figure(draw(result), result.folder / "figures" / name)
+        pictures[name] = save_figure(draw(result), result.folder / "figures" / name)
         progress.advance(1)
     checks = run_checks(result)
     headline = _headline(result)
@@ -93,29 +96,29 @@ def _figure_scores(result: StudyResult) -> Figure:
     if trace.bias_E is not None:
         loads["the model's own bias"] = duality.allocate(problem, trace.bias_E).load_E
     loads["the LP's bias p*"] = duality.allocate(problem, optimum["lp_bias_E"]).load_E
-    return plotting.plot_scores(scores_TE, loads, problem.target_load)
+    return figures.plot_scores(scores_TE, loads, problem.target_load)
 
 
 def _figure_convergence(result: StudyResult) -> Figure:
-    return plotting.plot_convergence(
+    return figures.plot_convergence(
         _sign_runs(result), result.optimum("trace")["lp_value"], title="Sign rule, real trace"
     )
 
 
 def _figure_condition(result: StudyResult) -> Figure:
-    return plotting.plot_condition(_sign_runs(result), result.select(kind="static", source="trace"))
+    return figures.plot_condition(_sign_runs(result), result.select(kind="static", source="trace"))
 
 
 def _figure_heat_map(result: StudyResult) -> Figure:
     row = _portrait(result)
-    return plotting.plot_load_heat_map(
+    return figures.plot_load_heat_map(
         result.trajectory(row), title=f"Loads on the real trace, {row['rule']} rule, u = {row['step_size']:g}"
     )
 
 
 def _figure_bias_paths(result: StudyResult) -> Figure:
     row = _portrait(result)
-    return plotting.plot_bias_paths(
+    return figures.plot_bias_paths(
         result.trajectory(row),
         result.optimum("trace")["lp_bias_E"],
         title=f"Bias paths on the real trace, {row['rule']} rule, u = {row['step_size']:g}",
@@ -124,7 +127,7 @@ def _figure_bias_paths(result: StudyResult) -> Figure:
 
 def _figure_step_sizes_static(result: StudyResult) -> Figure:
     optima = result.select(kind="optimum")
-    return plotting.plot_step_sizes(
+    return figures.plot_step_sizes(
         {SOURCE_TITLES[row["source"]]: result.select(kind="static", source=row["source"]) for row in optima},
         column="max_vio_tail",
         label="MaxVio, mean of the last fifth",
@@ -134,7 +137,7 @@ def _figure_step_sizes_static(result: StudyResult) -> Figure:
 
 def _figure_step_sizes_streams(result: StudyResult) -> Figure:
     baselines = result.select(kind="stream", rule="none")
-    return plotting.plot_step_sizes(
+    return figures.plot_step_sizes(
         {SOURCE_TITLES[row["source"]]: _stream_arms(result, row["source"]) for row in baselines},
         column="max_vio_tail",
         label="MaxVio, mean of the last fifth",
@@ -149,7 +152,7 @@ def _figure_affinity(result: StudyResult) -> Figure:
         panels[SOURCE_TITLES[optimum["source"]]] = [
             {**row, "affinity_ratio": row["affinity_tail"] / optimum["lp_value"]} for row in rows
         ]
-    return plotting.plot_pareto(panels, label="affinity / LP* − 1, mean of the last fifth")
+    return figures.plot_pareto(panels, label="affinity / LP* − 1, mean of the last fifth")
 
 
 def _figure_gap_bound(result: StudyResult) -> Figure:
@@ -160,7 +163,7 @@ def _figure_gap_bound(result: StudyResult) -> Figure:
             np.concatenate([row["gap_bound_n"] for row in rows]),
             np.concatenate([row["dual_gap_n"] for row in rows]),
         )
-    return plotting.plot_gap_bounds(groups)
+    return figures.plot_gap_bounds(groups)
 
 
 def _figure_stationarity(result: StudyResult) -> Figure:
@@ -173,7 +176,7 @@ def _figure_stationarity(result: StudyResult) -> Figure:
         SOURCE_TITLES[source]: result.trajectory(_nearest_portrait(_stream_arms(result, source)))
         for source in ("trace_text", "trace_shuffled")
     }
-    return plotting.plot_stationarity(splits, runs)
+    return figures.plot_stationarity(splits, runs)
 
 
 _FIGURES: dict[str, Callable[[StudyResult], Figure]] = {
@@ -202,12 +205,12 @@ def _headline(result: StudyResult) -> Row:
         "greedy_affinity_over_lp": optimum["greedy_affinity"] / lp_value,
         "max_vio_unbiased": optimum["greedy_max_vio"],
         "max_vio_model_bias": _model_bias_max_vio(result),
-        "best_arm": plotting.arm_name(best),
+        "best_arm": figures.arm_name(best),
         "best_step_size": best["step_size"],
         "best_max_vio": best["max_vio_final"],
         "best_affinity_over_lp": best["affinity_final"] / lp_value,
         "best_relative_gap": (best["dual_value_final"] - lp_value) / lp_value,
-        "portrait_arm": plotting.arm_name(portrait),
+        "portrait_arm": figures.arm_name(portrait),
         "portrait_step_size": portrait["step_size"],
         "portrait_max_vio": portrait["max_vio_tail"],
         "portrait_relative_gap": (portrait["dual_value_final"] - lp_value) / lp_value,
@@ -237,7 +240,7 @@ def _facts(result: StudyResult) -> Row:
         "num_runs": len(runs),
         "rising_runs": len(rising),
         "rise_share": max((row["dual_rises"] / row["num_steps"] for row in runs), default=0.0),
-        "rise_arm": plotting.arm_name(max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])),
+        "rise_arm": figures.arm_name(max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])),
         "rise_step_size": max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])["step_size"],
         "constant_runs": len(constant),
         "cycles": sum(row["cycle_period"] is not None for row in constant),
@@ -249,7 +252,7 @@ def _facts(result: StudyResult) -> Row:
 
 
 def _bias_distance(result: StudyResult) -> Row | None:
-    """How the model's own bias relates to the LP's: correlation and spreads after centring."""
+    """How the model's own bias relates to the LP's: correlation and spreads after centering."""
     bias_E = result.study.trace.bias_E
     if bias_E is None or np.ptp(bias_E) == 0:
         return None
@@ -279,7 +282,7 @@ def _model_bias_max_vio(result: StudyResult) -> float | None:
     if trace.bias_E is None:
         return None
     problem = AssignmentProblem(result.study.trace_scores(), trace.top_k)
-    return float(duality.allocate(problem, trace.bias_E).load_E.max() / problem.target_load - 1.0)
+    return float(metrics.max_vio(duality.allocate(problem, trace.bias_E).load_E))
 
 
 def _best_rows(result: StudyResult) -> list[Row]:
@@ -287,8 +290,8 @@ def _best_rows(result: StudyResult) -> list[Row]:
     table = []
     for optimum in result.select(kind="optimum"):
         rows = result.select(kind="static", source=optimum["source"])
-        for arm in dict.fromkeys(map(plotting.arm_name, rows)):
-            best = min((row for row in rows if plotting.arm_name(row) == arm), key=lambda row: row["max_vio_tail"])
+        for arm in dict.fromkeys(map(figures.arm_name, rows)):
+            best = min((row for row in rows if figures.arm_name(row) == arm), key=lambda row: row["max_vio_tail"])
             table.append(
                 {
                     **best,
@@ -306,8 +309,8 @@ def _stream_rows(result: StudyResult) -> list[Row]:
     table = []
     for baseline in result.select(kind="stream", rule="none"):
         rows = _stream_arms(result, baseline["source"])
-        for arm in dict.fromkeys(map(plotting.arm_name, rows)):
-            best = min((row for row in rows if plotting.arm_name(row) == arm), key=lambda row: row["max_vio_tail"])
+        for arm in dict.fromkeys(map(figures.arm_name, rows)):
+            best = min((row for row in rows if figures.arm_name(row) == arm), key=lambda row: row["max_vio_tail"])
             table.append(
                 {
                     **best,

@@ -26,13 +26,14 @@ from alflb.exact import AssignmentSolution, recertify, solve_exact
 from alflb.io import Row, write_rows
 from alflb.observers import make_observers
 from alflb.problem import AssignmentProblem, FloatArray, check_count, check_number
-from alflb.rules import make_rule
+from alflb.rules import RULES, Rule, make_rule
 from alflb.schedules import make_schedule
-from alflb.simulation import Trajectory, simulate
+from alflb.simulation import simulate
 from alflb.streams import Static, Stream, make_stream
 from alflb.streams.trace import TraceReplay
 from alflb.studies.sweep import Advance, Cell, Outcome, Progress, Silent, cell_key, run_cells
 from alflb.traces import RouterTrace, load_router_trace
+from alflb.trajectory import Trajectory
 
 DEFAULT_STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DEFAULT_ARMS = (
@@ -96,7 +97,7 @@ class Study:
         for step_size in self.step_sizes:
             check_number(step_size, "step_sizes", positive=True)
             for rule, schedule in self.arms:
-                make_rule(rule, make_schedule(schedule, step_size, 1))
+                _make_rule(rule, schedule, step_size, 1)
         if self.num_steps is not None:
             check_count(self.num_steps, "num_steps", minimum=2)
         if check_count(self.seed, "seed", minimum=0) >= 2**63:
@@ -258,15 +259,15 @@ class _Bench:
             "score_range": problem.score_range,
             "method": solution.method,
             "lp_value": solution.value,
-            "lp_dual_value": solution.dual_value,
+            "lp_dual_value": solution.upper_bound,
             "lp_residual_load": solution.residuals.load,
             "lp_residual_picks": solution.residuals.picks,
             "lp_residual_slackness": solution.residuals.slackness,
             "lp_bias_E": solution.bias_E.tolist(),
             "greedy_affinity": duality.affinity(problem, greedy.experts_TK),
             "greedy_load_E": greedy.load_E.tolist(),
-            "greedy_max_vio": float(greedy.load_E.max() / problem.target_load - 1.0),
-            "topk_at_lp_bias_max_vio": float(balanced.load_E.max() / problem.target_load - 1.0),
+            "greedy_max_vio": float(metrics.max_vio(greedy.load_E)),
+            "topk_at_lp_bias_max_vio": float(metrics.max_vio(balanced.load_E)),
         }
         return Outcome([row])
 
@@ -343,15 +344,14 @@ class _Bench:
         row = {
             **_shape(held_out),
             "max_vio_fit": float(metrics.max_vio(trajectory)[-1]),
-            "max_vio_held_out": float(load_E.max() / held_out.target_load - 1.0),
-            "max_vio_held_out_unbiased": float(unbiased_E.max() / held_out.target_load - 1.0),
+            "max_vio_held_out": float(metrics.max_vio(load_E)),
+            "max_vio_held_out_unbiased": float(metrics.max_vio(unbiased_E)),
             "held_out_load_E": load_E.tolist(),
         }
         return Outcome([row])
 
     def _simulate(self, cell: Cell, stream: Stream, top_k: int, advance: Advance) -> Trajectory:
-        schedule = make_schedule(cell["schedule"], cell["step_size"], cell["num_steps"])
-        rule = make_rule("sign" if cell["rule"] == "none" else cell["rule"], schedule)
+        rule = _make_rule(cell["rule"], cell["schedule"], cell["step_size"], cell["num_steps"])
         static = cell["kind"] == "static"
         units = stream.num_tokens * stream.num_experts
         return simulate(
@@ -363,6 +363,12 @@ class _Bench:
             observers=make_observers() if static else make_observers("affinity"),
             on_step=lambda t: advance(units),
         )
+
+
+def _make_rule(name: str, schedule: str, step_size: float, num_steps: int) -> Rule:
+    """The rule of an arm; one without a step size runs as it is."""
+    takes_schedule = RULES.get(name).takes_schedule
+    return make_rule(name, make_schedule(schedule, step_size, num_steps) if takes_schedule else None)
 
 
 def _quoted(cell: Cell, trajectory: Trajectory) -> Row:

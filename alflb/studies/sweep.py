@@ -1,21 +1,32 @@
 """Running many cells and keeping what they return: resume after an interruption, provenance in every row.
 
-A cell is a plain dict of parameters; running it returns rows. Each finished cell is filed at once, atomically,
-under a digest of its parameters and of this package's source, so a rerun computes exactly what is missing and
-never takes up results of other code. Cells run in this process or on any `concurrent.futures.Executor`; only this
-process writes files, and rows are the same, bit for bit, whichever way.
+A cell is a plain dict of parameters; running it returns rows. Each finished cell is filed at once, atomically, under
+a digest of its parameters and of this package's source. Its file also holds the parameters themselves, the software
+that computed it and digests of all that belongs to it. A rerun computes exactly what is missing; a stored cell that
+is damaged, belongs to other parameters or was computed by other software counts as missing. Cells run in this process
+or on any `concurrent.futures.Executor`; only this process writes files, and rows are the same, bit for bit, either way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from alflb.io import Row, atomic_write, provenance, read_rows, require_writable, source_digest, write_rows
+from alflb.io import (
+    Row,
+    atomic_write,
+    provenance,
+    read_labeled_rows,
+    require_writable,
+    software,
+    source_digest,
+    write_rows,
+)
 
 Cell = Mapping[str, Any]
 Advance = Callable[[float], None]
@@ -83,7 +94,7 @@ def run_cells(
     progress : Progress
     executor : concurrent.futures.Executor, optional
         Where cells run (`alflb.studies.executors.open_executor`); in this process, one after the other, by default. The
-        costliest start first. Where they run there must be this very source of the package.
+        costliest start first. The workers need the same source of this package, package versions and Python.
 
     Returns
     -------
@@ -97,29 +108,37 @@ def run_cells(
     """
     require_writable(folder)
     paths = [folder / f"{cell_key(cell)}.parquet" for cell in cells]
-    missing = {path: cell for path, cell in zip(paths, cells) if not path.exists()}
+    stored = {path: _stored_rows(path, cell) for path, cell in zip(paths, cells)}
+    missing = {path: cell for path, cell in zip(paths, cells) if stored[path] is None}
     progress.advance(sum(cost(cell) for path, cell in zip(paths, cells) if path not in missing))
-    if executor is None:
-        for path, cell in missing.items():
-            done = _Counter(progress)
-            _file(path, cell, run(cell, done))
-            progress.advance(cost(cell) - done.units)
-    else:
-        _run_on(executor, missing, run, cost, progress)
-    return [row for path in paths for row in read_rows(path)]
+    with contextlib.closing(
+        _run_here(missing, run, cost, progress) if executor is None else _run_on(executor, missing, run, cost, progress)
+    ) as finished:
+        for path, outcome in finished:
+            stored[path] = _file(path, missing[path], outcome)
+    return [row for path in paths for row in stored[path] or ()]
+
+
+def _run_here(
+    missing: Mapping[Path, Cell], run: Measure, cost: Callable[[Cell], float], progress: Progress
+) -> Generator[tuple[Path, Outcome], None, None]:
+    """Run the missing cells one after the other."""
+    for path, cell in missing.items():
+        done = _Counter(progress)
+        yield path, run(cell, done)
+        progress.advance(cost(cell) - done.units)
 
 
 def _run_on(
     executor: Executor, missing: Mapping[Path, Cell], run: Measure, cost: Callable[[Cell], float], progress: Progress
-) -> None:
-    """Send the missing cells out and file each as it comes back; on any error nothing more is started."""
+) -> Generator[tuple[Path, Outcome], None, None]:
+    """Send the missing cells out and yield each as it comes back; on any error nothing more is started."""
     costliest_first = sorted(missing.items(), key=lambda item: -cost(item[1]))
-    digest = source_digest()
-    pending = {executor.submit(_run_there, run, cell, digest): (path, cell) for path, cell in costliest_first}
+    pending = {executor.submit(_run_there, run, cell, software()): (path, cell) for path, cell in costliest_first}
     try:
         for future in as_completed(pending):
             path, cell = pending[future]
-            _file(path, cell, future.result())
+            yield path, future.result()
             progress.advance(cost(cell))
     except CancelledError:
         raise OSError(0, "the cluster was lost; what was finished is kept, run again to go on", "scheduler") from None
@@ -134,21 +153,48 @@ def _run_on(
             future.cancel()
 
 
-def _run_there(run: Measure, cell: Cell, digest: str) -> Outcome:
-    """Run a cell in another process, if that has the same source as the process that asks."""
-    if source_digest() != digest:
-        raise ValueError(
-            f"a worker runs alflb of source {source_digest()}, this process {digest}; install the same version on both"
-        )
+def _run_there(run: Measure, cell: Cell, wanted: Mapping[str, str]) -> Outcome:
+    """Run a cell in another process, if that has the same software as the process that asks."""
+    for name, here in software().items():
+        if here != wanted[name]:
+            raise ValueError(
+                f"a worker runs another version ({name}: {here}) than this process ({wanted[name]}); "
+                "install the same version on both"
+            )
     return run(cell, _ignore)
 
 
-def _file(path: Path, cell: Cell, outcome: Outcome) -> None:
-    """Keep a finished cell: its rows last, since they are what says that it is finished."""
+def _stored_rows(path: Path, cell: Cell) -> list[Row] | None:
+    """The rows filed for a cell, or None unless all that belongs to them is exactly as it was written."""
+    try:
+        rows, label = read_labeled_rows(path)
+        files = {name: (path.parent / name).read_bytes() for name in label.get("files", ())}
+    except (OSError, ValueError):
+        return None
+    return rows if json.dumps(label, sort_keys=True) == json.dumps(_label(cell, files), sort_keys=True) else None
+
+
+def _label(cell: Cell, files: Mapping[str, bytes]) -> Row:
+    """What is filed with a cell's rows to recognize them: parameters, software, and digests of the files beside."""
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return {"cell": dict(cell), "software": software(), "files": digests}
+
+
+def _file(path: Path, cell: Cell, outcome: Outcome) -> list[Row]:
+    """Keep a finished cell: its rows last, since they are what says that it is finished. Returns them as stored."""
     for name, content in outcome.files.items():
+        _clear(path.parent / name)
         with atomic_write(path.parent / name) as file:
             file.write(content)
-    write_rows(path, [{**cell, **row, **provenance()} for row in outcome.rows])
+    _clear(path)
+    write_rows(path, [{**cell, **row, **provenance()} for row in outcome.rows], _label(cell, outcome.files))
+    return read_labeled_rows(path)[0]
+
+
+def _clear(path: Path) -> None:
+    """An empty folder in the place of a file goes; OSError names one that is not empty."""
+    if path.is_dir():
+        path.rmdir()
 
 
 def _ignore(units: float) -> None:

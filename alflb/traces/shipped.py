@@ -21,7 +21,7 @@ def load_router_trace(name: str = DEFAULT) -> RouterTrace:
     """Sigmoid scores of a small DeepSeek-V3-style router on real English and code.
 
     16,384 tokens in text order x 64 experts, top-6, float32, with the bias in force: layer 2 of a
-    5.6M-parameter model after 600 training steps (sign rule, u = 0.003). ``metadata`` tells the whole story.
+    5.6M-parameter model after 600 training steps (sign rule, u = 0.003). ``metadata`` says how it was recorded.
 
     Examples
     --------

@@ -11,17 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alflb.training.balancer import LoadBalancer as LoadBalancer
+    from alflb.training.biases import load_biases as load_biases
+    from alflb.training.biases import save_biases as save_biases
+    from alflb.training.capture import capture as capture
+    from alflb.training.log import Record as Record
+    from alflb.training.log import TrainingLog as TrainingLog
+    from alflb.training.log import read_log as read_log
     from alflb.training.routers import RouterLayout as RouterLayout
+    from alflb.training.routers import add_bias as add_bias
     from alflb.training.routers import describe_router as describe_router
     from alflb.training.routers import find_routers as find_routers
     from alflb.training.step_report import LayerReport as LayerReport
     from alflb.training.step_report import StepReport as StepReport
 
 _HOME = {
+    "Record": "log",
+    "TrainingLog": "log",
+    "capture": "capture",
+    "load_biases": "biases",
+    "read_log": "log",
+    "save_biases": "biases",
     "LayerReport": "step_report",
     "LoadBalancer": "balancer",
     "RouterLayout": "routers",
     "StepReport": "step_report",
+    "add_bias": "routers",
     "describe_router": "routers",
     "find_routers": "routers",
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb import metrics
+
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:
@@ -29,16 +31,22 @@ class LayerReport:
     """The same summed over steps, since attach or the last `LoadBalancer.reset_totals`."""
     bias_E: NDArray[np.float64]
     """The bias after this step, score units."""
+    previous_bias_E: NDArray[np.float64] | None = None
+    """The bias that led to these loads."""
+    target_E: NDArray[np.float64] | None = None
+    """Loads wanted, up to a common factor; None for equal ones."""
+    top_k: int | None = None
+    """Experts per token, where it is known."""
 
     @property
     def max_vio(self) -> float:
-        """MaxVio_batch: max load / mean load - 1 of this step (Wang et al., arXiv 2408.15664)."""
-        return _max_vio(self.load_E)
+        """MaxVio_batch: the largest load / target of this step, less 1 (Wang et al., arXiv 2408.15664)."""
+        return _max_vio(self.load_E, self.target_E)
 
     @property
     def max_vio_global(self) -> float:
         """MaxVio_global: the same of the summed loads."""
-        return _max_vio(self.total_E)
+        return _max_vio(self.total_E, self.target_E)
 
     @property
     def bias_spread(self) -> float:
@@ -88,11 +96,14 @@ class StepReport:
         }
         for name in ("max_vio", "max_vio_global"):
             values = [getattr(layer, name) for layer in self.layers]
-            flat[f"{prefix}/{name}_mean"] = float(np.mean(values))
-            flat[f"{prefix}/{name}_max"] = float(np.max(values))
+            if values:  # a pipeline stage may have no layer that saw tokens
+                flat[f"{prefix}/{name}_mean"] = float(np.mean(values))
+                flat[f"{prefix}/{name}_max"] = float(np.max(values))
         flat[f"{prefix}/dead_experts"] = sum(layer.dead_experts for layer in self.layers)
         return flat
 
 
-def _max_vio(load_E: NDArray[np.int64]) -> float:
-    return float(load_E.max() / load_E.mean() - 1.0)
+def _max_vio(load_E: NDArray[np.int64], target_E: NDArray[np.float64] | None) -> float:
+    if target_E is None:
+        return float(metrics.max_vio(load_E))
+    return float(metrics.max_vio(load_E, load_E.sum() * target_E / target_E.sum()))

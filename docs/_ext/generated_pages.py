@@ -17,10 +17,9 @@ from alflb.cli.app import app as alflb_app
 from alflb.io import write_text
 from experiments import _runner
 from experiments.__main__ import app as experiments_app
-from proofs_check.__main__ import _parser as proofs_parser
-from proofs_check.__main__ import claims
+from proofs_check.__main__ import app as proofs_app
 
-os.environ["COLUMNS"] = "100"  # the width argparse and typer write help for
+os.environ["COLUMNS"] = "100"  # the width typer writes help for
 
 _COMMAND_LINE_HEAD = """\
 # Command line
@@ -151,18 +150,18 @@ def _gallery_page(name: str, source: Path) -> str:
 
 def _command_line() -> str:
     parts = [_COMMAND_LINE_HEAD]
-    for name, program in (("alflb", alflb_app), ("python -m experiments", experiments_app)):
+    programs = {"alflb": alflb_app, "python -m experiments": experiments_app, "python -m proofs_check": proofs_app}
+    for name, program in programs.items():
         command = typer.main.get_command(program)
         text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name=name), name=name)
         parts.append(_whole_summaries(re.sub(r"^#", "##", text, flags=re.MULTILINE), command))
-    proofs = proofs_parser([module.CLAIM for module in claims()])
-    parts.append(f"## `python -m proofs_check`\n\n```text\n{proofs.format_help()}```\n")
     return "\n".join(parts)
 
 
-def _whole_summaries(text: str, command: TyperGroup) -> str:
+def _whole_summaries(text: str, command: object) -> str:
     """The list of commands with their whole first lines, which typer cuts off."""
-    assert isinstance(command, TyperGroup)
+    if not isinstance(command, TyperGroup):
+        return text
     for name, one in command.commands.items():
         summary = (one.help or "").strip().splitlines()[0]
         text = re.sub(

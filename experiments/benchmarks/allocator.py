@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.cli._console import run_program
 from alflb.kernels import numba_
 from alflb.kernels.counting import LoadCounter
 from alflb.kernels.draws import DISTRIBUTIONS, Draw
@@ -339,4 +340,4 @@ def check_loads(contenders: dict[str, Contender]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -7,16 +7,19 @@ leaves a summary, and forgets them. The page goes to ``docs/benchmarks/cluster.m
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from itertools import islice
+from typing import Annotated
+
+import typer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from alflb.cli._console import run_program
 from alflb.exact import BatchedProblem, StreamingSolution, solve_streaming
 from alflb.kernels.draws import Draw
 from alflb.streams import DrawnStream, make_stream
@@ -51,24 +54,21 @@ def peak_memory(_: int) -> tuple[int, float]:
     return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> None:
-    """Solve a small problem to compile, then the large one; write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="rounded up to whole batches")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--scheduler", help="address of a running cluster, with so many workers")
-    arguments = parser.parse_args()
-    if arguments.workers < 2:
-        parser.error("--workers: a cluster has two or more")
-    num_batches = max(1, -(-arguments.tokens // BATCH))
-    jobs = 1 if arguments.scheduler else arguments.workers
-    with open_executor(jobs, arguments.scheduler, print) as executor:
+def main(
+    tokens: Annotated[int, typer.Option(min=1, help="Rounded up to whole batches.")] = TOKENS,
+    workers: Annotated[int, typer.Option(min=2, help="Workers of the cluster.")] = 2,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a running cluster of that many workers.")] = None,
+) -> None:
+    """Solve a small problem to compile, then a large one over a cluster; write the page."""
+    num_batches = -(-tokens // BATCH)
+    jobs = 1 if scheduler else workers
+    with open_executor(jobs, scheduler, print) as executor:
         assert executor is not None
-        solve(executor, 1, arguments.workers)
+        solve(executor, 1, workers)
         before = dict(executor.map(peak_memory, range(20)))
-        solution, seconds = solve(executor, num_batches, arguments.workers)
+        solution, seconds = solve(executor, num_batches, workers)
         after = dict(executor.map(peak_memory, range(20)))
-    bounds = (solution.lower_bound, solution.value)
+    bounds = (solution.lower_bound, solution.upper_bound)
     rows = [
         ("tokens x experts, top-K", f"{solution.num_tokens:,} x {NUM_EXPERTS}, {TOP_K}"),
         ("passes", str(solution.passes)),
@@ -82,10 +82,10 @@ def main() -> None:
         ("most memory of this process, MB", f"{peak_memory(0)[1]:.0f}"),
         ("all scores together, MB", f"{solution.num_tokens * NUM_EXPERTS * 4 / 2**20:,.0f}"),
     ]
-    summary = table(["", f"{arguments.workers} workers"], rows)
+    summary = table(["", f"{workers} workers"], rows)
     print(summary)
     write_page("cluster", ["# A pooled optimum over a cluster", str(__doc__).strip(), summary, machine("distributed")])
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

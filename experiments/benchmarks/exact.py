@@ -2,29 +2,27 @@
 
 Run as ``python -m experiments.benchmarks.exact`` (some minutes; ``--large`` adds sizes no peer can do). All
 solvers run on one thread, interleaved instance by instance, and every time is from scores to answer. Times of
-OR-Tools are those of building and solving the network inside a process of its own (its wheel and highspy's cannot
-be loaded together), without starting the process and without our certificate. The floor is one read of the
-scores, ``scores.max()``, measured in the same run. The table goes to ``docs/benchmarks/exact.md``.
+OR-Tools are those of building and solving the network, without our certificate. The floor is one read of the scores,
+``scores.max()``, measured in the same run. The table goes to ``docs/benchmarks/exact.md``.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
+from typing import Annotated
 
+import numpy as np
+import typer
+
+from alflb.cli._console import run_program
 from alflb.exact import solve_exact
 from alflb.problem import AssignmentProblem, FloatArray
 from experiments.benchmarks._bench import machine, milliseconds, ratio, scaling_figure, table, take_turns, write_page
@@ -35,26 +33,6 @@ LARGE_SIZES = ((262144, 256, 8), (4194304, 64, 8))
 FLOW_MOST_PAIRS = 2**24
 """Pairs up to which OR-Tools is run; it needs some 100 bytes and several microseconds for each."""
 CVXPY_MOST_PAIRS = 2**18
-
-_FLOW_PEER = """
-import sys, time
-import numpy as np
-from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
-costs, targets, top_k, repeats = (np.load(sys.argv[1])[name] for name in ("costs", "targets", "top_k", "repeats"))
-num_tokens, num_experts = costs.shape
-for _ in range(repeats):
-    start = time.perf_counter()
-    flow = SimpleMinCostFlow()
-    tokens, experts = np.divmod(np.arange(costs.size), num_experts)
-    arcs = flow.add_arcs_with_capacity_and_unit_cost(
-        tokens, num_tokens + experts, np.ones(costs.size, dtype=np.int64), costs.ravel()
-    )
-    supplies = np.concatenate([np.full(num_tokens, top_k), -targets])
-    flow.set_nodes_supplies(np.arange(num_tokens + num_experts), supplies)
-    assert flow.solve() == flow.OPTIMAL
-    print(time.perf_counter() - start, flow.optimal_cost())
-"""
-
 
 OURS, FLOOR = "ours", "one read (floor)"
 
@@ -74,20 +52,28 @@ def make_scores(family: str, num_tokens: int, num_experts: int) -> FloatArray:
 
 def time_flow(problem: AssignmentProblem, value: float) -> list[float]:
     """OR-Tools' SimpleMinCostFlow on scores scaled by 2^24, checked against the value we found."""
-    repeats = 3 if problem.scores_TE.size <= 2**20 else 1
-    costs = np.rint(-problem.scores_TE.astype(np.float64) * 2.0**24).astype(np.int64)
-    targets = problem.target_E.astype(np.int64)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "instance.npz"
-        np.savez(path, costs=costs, targets=targets, top_k=problem.top_k, repeats=repeats)
-        child = subprocess.run(
-            [sys.executable, "-c", _FLOW_PEER, str(path)], capture_output=True, text=True, check=True
+    from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
+
+    num_tokens, num_experts = problem.scores_TE.shape
+    costs_TE = np.rint(-problem.scores_TE.astype(np.float64) * 2.0**24).astype(np.int64)
+    target_E = problem.target_E.astype(np.int64)
+    rounding = num_tokens * problem.top_k * 2.0**-25
+    seconds = []
+    for _ in range(3 if problem.scores_TE.size <= 2**20 else 1):
+        start = time.perf_counter()
+        flow = SimpleMinCostFlow()
+        tokens, experts = np.divmod(np.arange(costs_TE.size), num_experts)
+        flow.add_arcs_with_capacity_and_unit_cost(
+            tokens, num_tokens + experts, np.ones(costs_TE.size, dtype=np.int64), costs_TE.ravel()
         )
-    rows = [tuple(map(float, line.split())) for line in child.stdout.splitlines()]
-    rounding = problem.num_tokens * problem.top_k * 2.0**-25
-    if any(abs(-cost / 2.0**24 - value) > rounding for _, cost in rows):
-        raise RuntimeError(f"OR-Tools found {-rows[0][1] / 2.0**24}, we found {value}")
-    return [seconds for seconds, _ in rows]
+        supplies = np.concatenate([np.full(num_tokens, problem.top_k), -target_E])
+        flow.set_nodes_supplies(np.arange(num_tokens + num_experts), supplies)
+        status = flow.solve()
+        seconds.append(time.perf_counter() - start)
+        found = -flow.optimal_cost() / 2.0**24
+        if status != flow.OPTIMAL or abs(found - value) > rounding:
+            raise RuntimeError(f"OR-Tools ended with status {status.name} at {found}, we found {value}")
+    return seconds
 
 
 def time_cvxpy(problem: AssignmentProblem, value: float) -> list[float]:
@@ -151,16 +137,15 @@ def curves(measured: dict[tuple[str, int], Timings]) -> dict[str, tuple[list[flo
     }
 
 
-def main() -> None:
-    """Measure, print and write the table."""
-    parser = argparse.ArgumentParser(description="Time the exact solver against its peers.")
-    parser.add_argument("--large", action="store_true", help="add sizes that no peer can do")
-    parser.add_argument("--no-peers", action="store_true", help="time our solver alone")
-    options = parser.parse_args()
+def main(
+    large: Annotated[bool, typer.Option("--large", help="Add sizes that no peer can solve.")] = False,
+    peers: Annotated[bool, typer.Option(help="Time the peers as well as our solver.")] = True,
+) -> None:
+    """Time the exact solver against its peers; print the table and write it into the page."""
     rows, measured = [], {}
-    for size in SIZES + (LARGE_SIZES if options.large else ()):
+    for size in SIZES + (LARGE_SIZES if large else ()):
         for family in FAMILIES:
-            cells, timings = bench_instance(family, size, not options.no_peers)
+            cells, timings = bench_instance(family, size, peers)
             rows.append(cells)
             measured[family, size[0] * size[1]] = timings
             print(*cells, sep=" | ", flush=True)
@@ -179,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

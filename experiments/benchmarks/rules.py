@@ -1,9 +1,8 @@
 """What a step of each rule costs: CPU time of the rule's own work on one batch, one thread, against routing the batch.
 
-Measured is `update` for rules that see loads, `learn_from` or `route_with` for rules that see scores, each from the
-bias and memory that 20 steps on the stream have led to. Rules take turns, and CPU time is taken, so that a busy
-machine disturbs little; the table gives medians. What the times leave out, and matters more on a cluster, is stated
-beside them: the numbers that devices must exchange at each step.
+Measured is `step`, from the bias and memory that 20 steps on the stream have led to. Rules take turns, and CPU time is
+taken, so that a busy machine disturbs little; the table gives medians. What the times leave out, and what matters more
+on a cluster, is stated beside them: the numbers that devices must exchange at each step.
 
 Run ``python -m experiments.benchmarks.rules``; it writes docs/benchmarks/rules.md.
 """
@@ -25,9 +24,10 @@ from typing import Any
 import numpy as np
 
 from alflb import make_rule, make_stream, rule_names
+from alflb.cli._console import run_program
 from alflb.kernels import numba_
 from alflb.problem import target_load_E
-from alflb.rules import sees
+from alflb.rules import RULES, Observation, Sight
 from experiments.benchmarks._bench import machine, table, write_page
 
 SIZES = [(1024, 32, 4), (4096, 64, 8)]
@@ -36,16 +36,11 @@ TURNS = 15
 ROUTING = "routing the batch"
 
 EXCHANGED = {
-    "loads": "E loads",
-    "scores after routing": "T E scores",
-    "scores before routing": "T E scores, before routing",
+    Sight.LOADS: "E loads",
+    Sight.SCORES_AFTER_ROUTING: "T E scores",
+    Sight.SCORES_BEFORE_ROUTING: "T E scores, before routing",
 }
-"""Numbers that devices exchange a step, unless the rule says otherwise below."""
-EXCHANGED_BY_RULE = {
-    "none": "none",
-    "histogram_qb": "E B counts",
-    "sinkhorn": "E column sums a round, before routing",
-}
+"""Numbers that devices exchange per step, unless the rule itself says otherwise."""
 
 
 def main() -> None:
@@ -56,9 +51,10 @@ def main() -> None:
     for name in names:
         times = [columns[size][name] for size in SIZES]
         shares = [f"{columns[size][name] / columns[size][ROUTING]:.2g}" for size in SIZES]
-        seen = sees(make_rule(name)) if name in rule_names() else "-"
-        exchanged = EXCHANGED_BY_RULE.get(name, EXCHANGED.get(seen, "-"))
-        cells = [name if seen == "-" else f"`{name}`", seen, exchanged]
+        cells = [name, "-", "-"]
+        if name != ROUTING:
+            rule = RULES.get(name)
+            cells = [f"`{name}`", rule.sees.value, rule.exchanged or EXCHANGED[rule.sees]]
         rows.append(cells + [word for time_, share in zip(times, shares) for word in (f"{time_:.3g}", share)])
         print(*rows[-1], sep=" | ", flush=True)
     header = ["rule", "sees", "exchanged a step"]
@@ -91,20 +87,15 @@ def _milliseconds(size: tuple[int, int, int]) -> dict[str, float]:
 
 def _step_of(name: str, batches: list[Any], top_k: int) -> Callable[[], object]:
     """The rule's work on the last batch, after the others."""
-    rule: Any = make_rule(name)
+    rule = make_rule(name)
     tokens, experts = batches[0].shape
     target_E, bias_E, state = target_load_E(tokens, experts, top_k), np.zeros(experts), rule.init(experts)
     for t, batch in enumerate(batches, 1):
-        if sees(rule) != "loads":
-            method = rule.learn_from if sees(rule) == "scores after routing" else rule.route_with
-            step: Callable[[], Any] = partial(method, batch, bias_E, target_E, top_k)
-            following_E = step()
-        else:
-            load_E = numba_.loads(batch, bias_E, top_k)[0]
-            step = partial(rule.update, bias_E, load_E, target_E, t, state)
-            following_E, state = step()
+        load_E = numba_.loads(batch, bias_E, top_k)[0]
+        seen = Observation(t, target_E, load_E=load_E, scores_TE=batch, top_k=top_k)
+        step = partial(rule.step, bias_E, seen, state)
         if t < len(batches):
-            bias_E = following_E
+            bias_E, state = step()
     return step
 
 
@@ -122,4 +113,4 @@ def _cpu_seconds(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -9,7 +9,6 @@ included. Compilation is done beforehand on a small problem. The page goes to ``
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -18,12 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import typer
 
+from alflb.cli._console import run_program
 from alflb.exact import BatchedProblem, solve_exact, solve_streaming
 from alflb.problem import FloatArray
 from alflb.streams import make_stream
@@ -104,7 +105,7 @@ def bench_problem(name: str, problem: BatchedProblem) -> list[str]:
     """One row of the table."""
     bounds, cost = costly(lambda: solve_streaming(problem, tolerance=TOLERANCE))
     exact, exact_cost = costly(lambda: solve_exact(problem))
-    above, below = bounds.value - exact.value, exact.value - bounds.lower_bound
+    above, below = bounds.upper_bound - exact.value, exact.value - bounds.lower_bound
     return [
         name,
         f"{bounds.num_tokens:,} x {len(bounds.bias_E)}, K = {problem.top_k}",
@@ -117,11 +118,9 @@ def bench_problem(name: str, problem: BatchedProblem) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Measure, print and write the page."""
-    parser = argparse.ArgumentParser(description="Bounds of the pooled problem against its exact optimum.")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"tokens of each instance, default {TOKENS:,}")
-    num_batches = max(1, parser.parse_args().tokens // BATCH)
+def main(tokens: Annotated[int, typer.Option(min=1, help="Tokens per instance.")] = TOKENS) -> None:
+    """Hold the bounds of the pooled problem against its exact optimum; print the table and write the page."""
+    num_batches = max(1, tokens // BATCH)
     warm_up = BatchedProblem(lambda: [make_scores("skewed", 20_000, NUM_EXPERTS)], TOP_K)
     solve_streaming(warm_up, sample_rows=5000)
     solve_exact(warm_up)
@@ -136,13 +135,13 @@ def main() -> None:
             write_batches(path, family_batches(family, num_batches))
             rows.append(bench_problem(family, problem))
             print(*rows[-1], sep=" | ", flush=True)
-    header = ["scores", "tokens x experts", "passes", "relative gap", "value above LP*", "lower bound below LP*"]
+    header = ["scores", "tokens x experts", "passes", "relative gap", "upper bound above LP*", "lower bound below LP*"]
     header += ["streaming: cpu / wall, peak memory", "exact: cpu / wall, peak memory"]
     sections = [
         "# Bounds of the pooled problem",
         "Written by `python -m experiments.benchmarks.streaming`; its docstring says what is measured. The solver\n"
         f"stops at a relative gap of {TOLERANCE:g}. Distances from LP* are relative to LP*, which `solve_exact`\n"
-        "found in the same run; it sums values plainly, so distances below 1e-11 are its rounding. Passes count the\n"
+        "found in the same run; both bounds allow for rounding. Passes count the\n"
         "survey.",
         machine() + " One thread.",
         table(header, rows),
@@ -151,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alflb.cli._console import run_program
 from alflb.kernels import numba_, reference
 from alflb.kernels.draws import DISTRIBUTIONS, Draw
 from alflb.kernels.torch_ import TorchKernels, route, route_by_torch, suits_triton
@@ -255,4 +256,4 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

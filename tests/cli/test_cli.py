@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
-from _processes import hear_interrupts
+from _processes import restore_interrupts
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
 import alflb
+from alflb.cli import describe
 from alflb.cli.app import app
 from alflb.traces import LoadTrace, RouterTrace, write_trace
 
@@ -58,7 +63,7 @@ def test_solve_prints_the_certificate(run, trace):
     solution = alflb.solve_exact(alflb.AssignmentProblem(SCORES, 2))
     facts = json.loads(run("solve", trace, "--json").stdout)
     assert facts["value"] == pytest.approx(solution.value)
-    assert facts["dual_gap"] == pytest.approx(0.0, abs=1e-9)
+    assert facts["gap"] == pytest.approx(0.0, abs=1e-9)
     assert facts["residual_load"] == 0.0
     table = run("solve", trace).stdout
     assert "Certified optimum" in table
@@ -90,6 +95,27 @@ def test_inspect_trace_and_loads(run, trace, tmp_path):
     facts = json.loads(run("inspect", tmp_path / "loads.npz", "--json").stdout)
     assert facts["max_vio_batch_mean"] == 0.25
     assert facts["max_vio_global"] == 0.25
+
+
+def test_a_folder_of_layers_is_described_layer_by_layer(run, tmp_path):
+    """Layers in the order of their numbers; the one that stands out is named, by each command in its own terms."""
+    for layer in (10, 2, 1):
+        scores = np.random.default_rng(layer).random((400, 4))
+        scores[:, 0] += 1.0 if layer == 10 else 0.0
+        write_trace(tmp_path / f"layer{layer}.npz", RouterTrace(scores, 2, metadata={"layer": layer}))
+    (tmp_path / "notes.txt").write_text("not a trace")
+    for command in (["inspect"], ["solve"], ["advise", "--batch-tokens", 64]):
+        facts = json.loads(run(*command, tmp_path, "--json").stdout)
+        assert list(facts["layers"]) == ["layer1.npz", "layer2.npz", "layer10.npz"]
+        shown = run(*command, tmp_path).stdout
+        assert f"worst layer: {facts['worst']}" in shown
+        if command[0] != "advise":
+            assert facts["worst"] == "layer10.npz"
+        alone = json.loads(run(*command, tmp_path / "layer2.npz", "--json").stdout)
+        assert facts["layers"]["layer2.npz"] == alone
+    steps = {name: one["step_size"] for name, one in facts["layers"].items()}
+    assert facts["worst"] == min(steps, key=steps.get)
+    assert "not a folder" in only_error(run("solve", tmp_path, "--out", tmp_path / "o.npz"))
 
 
 def test_inspect_counts_ties_at_the_boundary(run, tmp_path):
@@ -150,9 +176,9 @@ def test_study_leaves_a_report_and_resumes(run, tmp_path):
 
 def test_study_exits_1_when_a_check_fails(run, tmp_path, monkeypatch):
     from alflb.studies import report
-    from alflb.studies.claims import Check
+    from alflb.verdict import Verdict
 
-    failing = Check("C1", "spoiled", 1, 1.0, 0.0)
+    failing = Verdict.of("C1", "spoiled", measured=1.0, bound=0.0)
     monkeypatch.setattr(report, "run_checks", lambda result: [failing])
     result = run(*SMALL_STUDY, "--out", tmp_path / "r")
     assert result.exit_code == 1
@@ -172,7 +198,9 @@ BAD = [
     (["solve", "foreign.npz"], "name one of its arrays"),
     (["solve", "foreign.npz", "--array", "c", "--top-k", "1"], "no array 'c'"),
     (["solve", "--array", "c"], "give a TRACE"),
-    (["solve", "."], "is a folder"),
+    (["solve", "empty"], "holds no .npz or .npy files"),
+    (["inspect", "empty"], "holds no .npz or .npy files"),
+    (["simulate", "empty"], "is a folder"),
     (["solve", "ok.npy", "--top-k", "1", "--out", "ok.npy/x.npz"], "Not a directory"),
     (["inspect", "text.npz"], "cannot be read"),
     (["simulate", "--rule", "sing"], "did you mean 'sign'"),
@@ -213,6 +241,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arg
     np.savez("foreign.npz", a=SCORES, b=np.zeros(3))
     (tmp_path / "truncated.npz").write_bytes((tmp_path / "foreign.npz").read_bytes()[:200])
     (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())
     assert words in only_error(run(*arguments))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -237,7 +266,7 @@ class TestInterruptions:
         arguments = command("study", "--smoke", "--out", tmp_path / "r", "--steps", "400")
         cells = tmp_path / "r" / "cells"
         with subprocess.Popen(
-            arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=hear_interrupts
+            arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=restore_interrupts
         ) as process:
             for _ in range(3600):  # compiling for the first time takes a while
                 if cells.exists() and len(list(cells.glob("*.parquet"))) >= 4:
@@ -270,3 +299,23 @@ class TestInterruptions:
         assert "Traceback" not in done.stderr
         assert not list(tmp_path.rglob("*.tmp"))
         assert not (tmp_path / "r" / "report.html").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=hnp.arrays(
+        st.sampled_from([np.float32, np.float64]),
+        st.tuples(st.integers(1, 12), st.integers(1, 5)),
+        elements=st.one_of(st.floats(-4, 4, width=32), st.sampled_from([0.0, 0.5, -1e30, 1e30, -np.inf])),
+    )
+)
+def test_score_facts_are_those_of_all_finite_scores(scores):
+    """Whatever chunks the scores are looked at in, the facts are those that numpy finds in one go."""
+    finite = scores[scores > -np.inf].astype(np.float64)
+    assume(finite.size > 0)
+    with mock.patch.object(describe, "_CHUNK", 7):
+        facts = describe._score_facts(scores)
+    assert facts["score_min"] == finite.min()
+    assert facts["score_max"] == finite.max()
+    assert facts["score_median"] == np.median(finite)
+    assert facts["forbidden_pairs"] == scores.size - finite.size

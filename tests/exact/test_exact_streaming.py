@@ -56,11 +56,11 @@ def uneven_target(num_tokens, num_experts, top_k):
 
 
 def assert_bounds(solution, problem, reference, *, slack=1e-12):
-    """lower_bound <= LP* <= value, up to the rounding of the reference; D of the bias, by other code, is the value."""
+    """Lower bound, LP*, upper bound, up to the rounding of LP*; D of the bias, by other code, is the upper one."""
     rounding = slack * abs(reference)
     assert solution.lower_bound <= reference + rounding
-    assert reference <= solution.value + rounding
-    assert duality.dual_value(problem, solution.bias_E) == pytest.approx(solution.value, rel=1e-12, abs=1e-12)
+    assert reference <= solution.upper_bound + rounding
+    assert duality.dual_value(problem, solution.bias_E) == pytest.approx(solution.upper_bound, rel=1e-12, abs=1e-12)
 
 
 FAMILIES = ["uniform", "decimals", "skewed", "identical_rows", "few_rows", "near_ties", "forbidden", "offset"]
@@ -109,12 +109,12 @@ def test_shipped_trace_pooled():
     solution = solve_streaming(batched(trace.scores_TE, trace.top_k, size=2048), sample_rows=4096)
     assert solution.relative_gap <= TOLERANCE
     assert solution.lower_bound <= exact * (1 + 1e-12)
-    assert exact <= solution.value * (1 + 1e-12)
+    assert exact <= solution.upper_bound * (1 + 1e-12)
 
 
 def test_all_scores_zero():
     solution = solve_streaming(batched(make_scores("constant", 3000, 6, np.random.default_rng(0)), 2), sample_rows=50)
-    assert solution.value == solution.lower_bound == 0.0
+    assert solution.upper_bound == solution.lower_bound == 0.0
 
 
 def test_tolerance_is_met_to_rounding():
@@ -127,7 +127,7 @@ def test_one_expert_and_all_experts():
     scores = np.random.default_rng(0).random((50, 3))
     for columns, top_k in ((scores[:, :1], 1), (scores, 3)):
         solution = solve_streaming(batched(columns, top_k, size=20))
-        assert solution.value == pytest.approx(columns.sum(), rel=1e-12)
+        assert solution.upper_bound == pytest.approx(columns.sum(), rel=1e-12)
         assert solution.lower_bound == pytest.approx(columns.sum(), rel=1e-12)
 
 
@@ -246,7 +246,11 @@ def test_any_way_to_map_gives_the_same_bits():
     alone = solve_streaming(problem, sample_rows=300)
     with ThreadPoolExecutor(3) as pool:
         together = solve_streaming(problem, sample_rows=300, evaluate_batches=pool.map)
-    assert (alone.value, alone.lower_bound, alone.history) == (together.value, together.lower_bound, together.history)
+    assert (alone.upper_bound, alone.lower_bound, alone.history) == (
+        together.upper_bound,
+        together.lower_bound,
+        together.history,
+    )
     assert np.array_equal(alone.bias_E, together.bias_E)
     assert np.array_equal(alone.load_E, together.load_E)
 
@@ -319,11 +323,11 @@ def test_handles_are_made_into_scores_where_they_are_used():
     with ThreadPoolExecutor(2) as pool:
         handles = BatchedProblem(lambda: (Counted(s) for s in range(6)), top_k=2)
         sent = solve_streaming(handles, evaluate_batches=ordered_map(pool, in_flight=3))
-    assert (sent.value, sent.lower_bound) == (arrays.value, arrays.lower_bound)
+    assert (sent.upper_bound, sent.lower_bound) == (arrays.upper_bound, arrays.lower_bound)
     np.testing.assert_array_equal(sent.bias_E, arrays.bias_E)
     assert Counted.made == 6 * sent.passes
     exact = solve_exact(BatchedProblem(lambda: (Counted(s) for s in range(6)), top_k=2))
-    assert sent.lower_bound <= exact.value <= sent.value
+    assert sent.lower_bound <= exact.value <= sent.upper_bound
 
 
 def test_at_most_so_many_batches_are_under_way():

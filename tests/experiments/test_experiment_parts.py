@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from alflb import metrics
 from alflb.population import GumbelTopOne, IndependentScores
-from experiments import band, convergence, regret
+from experiments import band, regret
 from experiments._oracle import gumbel_values, logistic_values
 from experiments._problems import STATIC_SOURCES, static_problem
 
@@ -61,7 +62,7 @@ def test_regret_of_the_optimum_is_zero_and_hindsight_is_better_than_any_fixed_bi
 
 
 def test_settling():
-    below = convergence._stays_below
+    below = metrics.settled_from
     assert below(np.array([3.0, 1.0, 2.0, 1.0]), 1.0) == 4
     assert below(np.array([1.0, 1.0]), 1.0) == 1
     assert below(np.array([1.0, 2.0]), 1.0) is None

@@ -7,9 +7,11 @@ from typer.testing import CliRunner
 
 from alflb.io import read_rows
 from alflb.studies.sweep import Silent
+from alflb.verdict import Finding
 from experiments import _pages, _runner
 from experiments.__main__ import app
-from experiments._statistics import Finding, mean_interval
+from experiments._marks import marks
+from experiments._statistics import mean_interval
 from tests._extras import require
 
 ROOT = Path(_runner.__file__).parent.parent
@@ -78,7 +80,8 @@ def test_report_and_pages(tmp_path):
     pages = tmp_path / "pages"
     pages.mkdir()
     page = pages / "transfer.md"
-    page.write_text(f"# before\n{_pages.BEGIN}\nold\n{_pages.END}\n# after\n")
+    begin, end = marks(_pages.MEASURED)
+    page.write_text(f"# before\n{begin}\nold\n{end}\n# after\n")
     assert list(_pages.update_pages(tmp_path, pages)) == [page]
     text = page.read_text()
     assert text.startswith("# before\n")
@@ -96,7 +99,7 @@ def test_every_experiment_has_its_page(name):
     text = (ROOT / "docs" / "experiments" / f"{name}.md").read_text()
     for heading in ("What was asked", "What the theory says", "What was measured", "What to take from it"):
         assert f"## {heading}" in text
-    assert text.count(_pages.BEGIN) == text.count(_pages.END) == 1
+    assert [text.count(mark) for mark in marks(_pages.MEASURED)] == [1, 1]
 
 
 def test_intervals():

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from alflb import AssignmentProblem, read_trace, solve_exact
 from alflb.cli.app import app as alflb_app
 from alflb.problem import target_load_E
+from alflb.rules import Observation
 from experiments import train_moe
 from experiments._moe_settings import SIZES, Arm
 from experiments._text import Document, build_corpus
@@ -103,7 +104,9 @@ def test_loads_of_hooks_and_balancer_agree_and_the_bias_is_the_rules(corpus):
     for t, loads in enumerate(heard, start=1):
         for layer, load_E in loads.items():
             assert load_E.sum() == 128 * 2
-            expected[layer], _ = rule.update(expected[layer], load_E, target_load_E(128, 16, 2), t, ())
+            expected[layer], _ = rule.step(
+                expected[layer], Observation(t, target_load_E(128, 16, 2), load_E=load_E), ()
+            )
     for layer, bias_E in biases(run).items():
         assert np.ptp(bias_E) > 0
         assert np.array_equal(bias_E, expected[layer].astype(np.float32))
@@ -116,7 +119,8 @@ def test_quantile_balancing_sets_the_next_bias_by_this_batch(corpus):
     run.balance.step = lambda routing: (heard.update(routing), balance(routing))
     run.train(1)
     rule = Arm.parse("qb").rule(1)
-    expected_E = rule.learn_from(heard[1].scores_TE(), np.zeros(16), target_load_E(128, 16, 2), 2)
+    seen = Observation(1, target_load_E(128, 16, 2), scores_TE=heard[1].scores_TE, top_k=2)
+    expected_E, _ = rule.step(np.zeros(16), seen, ())
     assert np.array_equal(biases(run)[1], expected_E.astype(np.float32))
 
 

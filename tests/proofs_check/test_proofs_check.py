@@ -5,23 +5,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import alflb.simulation
 from alflb import bounds, duality
 from alflb.kernels import numba_, reference
-from alflb.rules import make_rule
+from alflb.rules import Observation, make_rule
 from alflb.rules.proportional import Proportional
 from alflb.rules.sign import Sign
 from proofs_check import _runner, _smt
 from proofs_check import c2_monotonicity_condition as c2
 from proofs_check import c4_absorbing_band as c4
+from proofs_check import c5_finite_entry as c5
 from proofs_check import c9_logarithmic_regret as c9
-from proofs_check.__main__ import claims, main
+from proofs_check import c13_sign_rule_noise as c13
+from proofs_check.__main__ import app, claims
 from proofs_check._instances import FAMILIES, draw, smallest
 from proofs_check._witnesses import WITNESSES
 
 CLAIMS = {module.CLAIM: module for module in claims()}
-QUICK = {"C0": 150, "C7": 7, "C8": 10, "C9": 10, "LAW": 12000}
+QUICK = {"C0": 150, "C7": 7, "C8": 10, "C9": 10, "C12": 80, "C13": 8, "LAW": 12000}
 
 
 def size(claim):
@@ -46,8 +49,24 @@ def test_sharper_claim_holds(claim):
     assert CLAIMS[claim].sharper(seed=3, instances=300).holds
 
 
-def test_the_entry_conjecture_is_not_refuted_here():
-    assert CLAIMS["C5"].conjecture(seed=4, instances=300).holds
+@pytest.mark.parametrize(("num_experts", "distance"), [(4, 600), (5, 600), (6, 3000)])
+def test_entry_takes_longer_than_the_withdrawn_conjecture(num_experts, distance):
+    """R steps are not enough for E >= 4: the family tends to 2 (E - 1)/(E + 1) R as its range grows."""
+    one = c5.rotating(num_experts, distance)
+    assert bounds.crossing_multiplicity(one.problem.scores_TE, 2 * one.step_size) == 1
+    reach = bounds.sharp_entry_time(2, one.score_range, one.step_size)
+    load_NE = one.run(2 * reach, from_zero=True).load_NE
+    band = num_experts * bounds.sharp_band(1, num_experts)
+    entry = 1 + int(np.flatnonzero((np.abs(one.excess(load_NE)) > band).any(axis=1)).max())
+    assert reach < entry <= bounds.sharp_entry_time(num_experts, one.score_range, one.step_size)
+    free_of_width = distance // (2 * one.step_size)
+    assert entry / free_of_width == pytest.approx(2 * (num_experts - 1) / (num_experts + 1), rel=0.02)
+
+
+def test_the_sign_rule_balances_the_median_batch_where_tokens_depend_on_each_other():
+    share = [c13.mean_share(step_size, num_steps=6000) for step_size in (1e-2, 1e-3)]
+    assert max(share) < 0.36  # balance would be 0.5, and a smaller step does not come closer
+    assert share[1] < share[0]
 
 
 @pytest.mark.parametrize("witness", WITNESSES, ids=lambda witness: witness.name)
@@ -120,44 +139,51 @@ def short_proofs(monkeypatch):
     monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
 
 
-def test_table_json_and_exit_code(capsys):
-    assert main(["--claim", "C1", "--instances", "30", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+def run(*arguments):
+    return CliRunner().invoke(app, arguments)
+
+
+def test_table_json_and_exit_code():
+    done = run("--claim", "C1", "--instances", "30", "--json")
+    assert done.exit_code == 0
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof"]
     assert all(row["passed"] and row["claim"] == "C1" for row in rows)
-    assert main(["--claim", "c5", "--budget", "3s"]) == 0
-    out = capsys.readouterr().out
-    assert "finite entry" in out
-    assert "worst instance" in out
+    done = run("--claim", "c5", "--budget", "3s")
+    assert done.exit_code == 0
+    assert "finite entry" in done.stdout
+    assert "worst instance" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--budget", "soon"], "duration"), (["--claim", "C77"], "C77"), (["--instances", "0"], "whole number")],
+    [(["--budget", "soon"], "duration"), (["--claim", "C77"], "C77"), (["--instances", "0"], "--instances")],
 )
-def test_bad_command_line_is_exit_code_2(arguments, word, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert word in capsys.readouterr().err
+def test_bad_command_line_is_exit_code_2(arguments, word):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert word in done.stderr
 
 
-def test_a_refuted_claim_is_exit_code_1_with_its_counterexample(monkeypatch, capsys):
+def test_a_refuted_claim_is_exit_code_1_with_its_counterexample(monkeypatch):
     monkeypatch.setattr(c2, "check", c2.BROKEN)
-    assert main(["--claim", "C2", "--instances", "50"]) == 1
-    assert "counterexample" in capsys.readouterr().out
+    done = run("--claim", "C2", "--instances", "50")
+    assert done.exit_code == 1
+    assert "counterexample" in done.stdout
 
 
-def test_a_control_that_holds_is_exit_code_1(monkeypatch, capsys):
+def test_a_control_that_holds_is_exit_code_1(monkeypatch):
     monkeypatch.setattr(c2, "BROKEN", c2.check)
-    assert main(["--claim", "C2", "--instances", "50"]) == 1
-    assert "NOT REFUTED" in capsys.readouterr().out
+    done = run("--claim", "C2", "--instances", "50")
+    assert done.exit_code == 1
+    assert "NOT REFUTED" in done.stdout
 
 
-def test_without_z3_proofs_are_skipped_and_say_so(monkeypatch, capsys):
+def test_without_z3_proofs_are_skipped_and_say_so(monkeypatch):
     monkeypatch.setattr(_smt, "available", lambda: False)
-    assert main(["--claim", "C3", "--instances", "20"]) == 0
-    assert "skipped" in capsys.readouterr().out
+    done = run("--claim", "C3", "--instances", "20")
+    assert done.exit_code == 0
+    assert "skipped" in done.stdout
 
 
 # ---- planted mutations ----
@@ -291,6 +317,14 @@ BOUNDS = {
     "half the loss": ("affinity_loss_bound", lambda v, s: v * s / 4, ["C6"]),
     "no distance": ("constant_step_gap", lambda d, n, eta, g: eta * g / 2, ["C10"]),
     "a quarter of eta G^2": ("constant_step_gap", lambda d, n, eta, g: d / (2 * eta * n) + eta * g / 4, ["C10"]),
+    "spread within rho": ("bias_spread_bound", lambda start, rho, u: max(start, rho), ["C11"]),
+    "spread without the start": ("bias_spread_bound", lambda start, rho, u: rho + 2 * u, ["C11"]),
+    "regret of K picks only": (
+        "adversarial_regret",
+        lambda rho, n, e, k: 0.4 * rho * (n * k * (e - k)) ** 0.5,
+        ["C12"],
+    ),
+    "a pull too strong": ("sign_pull", lambda t, e, r: 1e3, ["C13"]),
 }
 
 
@@ -315,7 +349,8 @@ def test_a_benefit_of_the_wrong_sign_is_caught(monkeypatch):
 
 def test_the_recentred_rule_is_not_the_sign_rule():
     load_E, target_E = np.array([4, 1, 1]), np.full(3, 2.0)
-    plain, _ = make_rule("sign", 1.0).update(np.zeros(3), load_E, target_E, 1, ())
-    recentred, _ = make_rule("recentred_sign", 1.0).update(np.zeros(3), load_E, target_E, 1, ())
+    seen = Observation(1, target_E, load_E=load_E)
+    plain, _ = make_rule("sign", 1.0).step(np.zeros(3), seen, ())
+    recentred, _ = make_rule("recentred_sign", 1.0).step(np.zeros(3), seen, ())
     assert plain.mean() != 0
     assert abs(recentred.mean()) < 1e-15

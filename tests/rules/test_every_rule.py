@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from alflb import duality
+from alflb import duality, simulate
 from alflb.problem import AssignmentProblem
-from alflb.rules import HindsightRule, ScoreRule, make_rule, rule_names, sees, sees_scores
+from alflb.rules import RULES, Observation, Sight, make_rule, rule_names
+from alflb.schedules import Constant
+from alflb.streams import Static
 
 TARGET = np.full(5, 12.0)
 STEP_SIZE = 0.25
 NAMES = rule_names()
-LOAD_NAMES = [name for name in NAMES if not sees_scores(make_rule(name))]
-SCORE_NAMES = [name for name in NAMES if sees_scores(make_rule(name))]
+LOAD_NAMES = [name for name in NAMES if RULES.get(name).sees is Sight.LOADS]
+SCORE_NAMES = [name for name in NAMES if RULES.get(name).sees is not Sight.LOADS]
 
 # The exceptions, by name. Each is asserted to be one, so that a rule cannot hide here.
 NEVER_MOVES = {"none"}
@@ -21,8 +23,14 @@ MOVES_AT_BALANCE = {
     "histogram_qb": "tokens within a bin of the boundary may move",
     "sinkhorn": "it balances the entropic plan, not its top-K",
 }
+SCORES = np.random.default_rng(4).random((40, 5))
 STEPS = 8
 """Long enough for every default interval of accumulation to end."""
+
+
+def make(name):
+    """The rule, with a large step size if it has one."""
+    return make_rule(name, STEP_SIZE if RULES.get(name).takes_schedule else None)
 
 
 def run(rule, loads, bias=None):
@@ -30,14 +38,14 @@ def run(rule, loads, bias=None):
     bias = np.zeros(5) if bias is None else bias
     state, path = rule.init(5), [bias]
     for t, load in enumerate(loads, 1):
-        bias, state = rule.update(bias, np.asarray(load), TARGET, t, state)
+        bias, state = rule.step(bias, Observation(t, TARGET, load_E=np.asarray(load)), state)
         path.append(bias)
     return np.array(path)
 
 
 def next_bias(rule, scores, bias, target, top_k):
     """The bias a score-seeing rule makes of a batch: for that batch or for the next one."""
-    return getattr(rule, "route_with" if isinstance(rule, ScoreRule) else "learn_from")(scores, bias, target, top_k)
+    return rule.step(bias, Observation(1, target, scores_TE=scores, top_k=top_k), rule.init(len(bias)))[0]
 
 
 def chosen(scores, bias, top_k):
@@ -65,7 +73,7 @@ def balanced_batch(seed, unit, num_tokens=40, num_experts=5, top_k=2):
 
 @pytest.mark.parametrize("name", LOAD_NAMES)
 def test_expert_permutation_equivariance(name):
-    rule = make_rule(name, STEP_SIZE)
+    rule = make(name)
     order = np.array([3, 0, 4, 1, 2])
     loads = random_loads(0)
     np.testing.assert_allclose(run(rule, loads[:, order]), run(rule, loads)[:, order], atol=1e-14)
@@ -74,7 +82,7 @@ def test_expert_permutation_equivariance(name):
 @pytest.mark.parametrize("name", LOAD_NAMES)
 def test_nothing_moves_at_exact_balance(name):
     bias = np.array([0.5, -0.25, 0.0, 1.0, 2.0])
-    path = run(make_rule(name, STEP_SIZE), [TARGET.astype(np.int64)] * STEPS, bias)
+    path = run(make(name), [TARGET.astype(np.int64)] * STEPS, bias)
     if name not in MOVES_AT_BALANCE:
         np.testing.assert_array_equal(path, np.tile(bias, (STEPS + 1, 1)))
     elif name == "dual_averaging":  # it rests where it started, and nowhere else: see test_rules_by_hand.py
@@ -85,7 +93,7 @@ def test_nothing_moves_at_exact_balance(name):
 
 @pytest.mark.parametrize("name", LOAD_NAMES)
 def test_no_input_is_changed_and_updates_repeat(name):
-    rule = make_rule(name, STEP_SIZE)
+    rule = make(name)
     loads, bias = random_loads(1), np.arange(5.0)
     before = loads.copy(), bias.copy()
     first = run(rule, loads, bias)
@@ -96,11 +104,12 @@ def test_no_input_is_changed_and_updates_repeat(name):
 
 @pytest.mark.parametrize("name", LOAD_NAMES)
 def test_a_memory_is_not_changed_in_place(name):
-    rule, loads = make_rule(name, STEP_SIZE), random_loads(2)
+    rule, loads = make(name), random_loads(2)
     bias, state = np.zeros(5), rule.init(5)
     for t, load in enumerate(loads, 1):
-        once = rule.update(bias, load, TARGET, t, state)[0]
-        twice, next_state = rule.update(bias, load, TARGET, t, state)
+        seen = Observation(t, TARGET, load_E=load)
+        once = rule.step(bias, seen, state)[0]
+        twice, next_state = rule.step(bias, seen, state)
         np.testing.assert_array_equal(once, twice)
         bias, state = twice, next_state
 
@@ -108,7 +117,7 @@ def test_a_memory_is_not_changed_in_place(name):
 @pytest.mark.parametrize("name", LOAD_NAMES)
 def test_an_overloaded_expert_falls_behind_an_underloaded_one(name):
     load = np.array([30, 12, 12, 6, 0])
-    path = run(make_rule(name, STEP_SIZE), [load] * STEPS)
+    path = run(make(name), [load] * STEPS)
     moved = path[-1] - path[0]
     if name in NEVER_MOVES:
         np.testing.assert_array_equal(moved, 0.0)
@@ -119,20 +128,90 @@ def test_an_overloaded_expert_falls_behind_an_underloaded_one(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rules_are_values(name):
-    assert make_rule(name, STEP_SIZE) == make_rule(name, STEP_SIZE)
+    assert make(name) == make(name)
     with pytest.raises(AttributeError):
         make_rule(name).anything = None
 
 
+class Watched(Observation):
+    """An observation that shows everything and writes down what is read."""
+
+    def __init__(self, t, target_E, load_E, scores_TE, top_k):
+        super().__init__(t, target_E, load_E=load_E, scores_TE=scores_TE, top_k=top_k)
+        self.read = set()
+
+    @property
+    def load_E(self):
+        self.read.add("loads")
+        return super().load_E
+
+    @property
+    def scores_TE(self):
+        self.read.add("scores")
+        return super().scores_TE
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_rule_sees_is_what_it_has_methods_for(name):
-    rule = make_rule(name)
-    expected = {
-        (False, False): "loads",
-        (True, False): "scores before routing",
-        (False, True): "scores after routing",
-    }[isinstance(rule, ScoreRule), isinstance(rule, HindsightRule)]
-    assert sees(rule) == sees(type(rule)) == expected
+def test_a_rule_reads_what_it_declares_to_see(name):
+    rule, read = make_rule(name), set()
+    scores, bias, state = np.random.default_rng(0).random((40, 5)), np.zeros(5), rule.init(5)
+    target = np.full(5, 16.0)
+    for t in range(1, STEPS + 1):
+        load = duality.allocate(AssignmentProblem(scores, 2), bias).load_E
+        seen = Watched(t, target, load, scores, 2)
+        bias, state = rule.step(bias, seen, state)
+        read |= seen.read
+    assert read == ({"loads"} if rule.sees is Sight.LOADS else {"scores"}) - (
+        {"loads"} if name in NEVER_MOVES else set()
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exactly_one_of_the_two_moments_takes_the_step(name):
+    rule, bias = make_rule(name), np.zeros(5)
+    seen = Observation(1, np.full(5, 16.0), load_E=np.array([40, 40, 0, 0, 0]), scores_TE=SCORES, top_k=2)
+    stepped, _ = rule.step(bias, seen, rule.init(5))
+    before, _ = rule.before_routing(bias, seen, rule.init(5))
+    after, _ = rule.after_routing(bias, seen, rule.init(5))
+    takes, keeps = (before, after) if rule.sees is Sight.SCORES_BEFORE_ROUTING else (after, before)
+    np.testing.assert_array_equal(takes, stepped)
+    assert keeps is bias
+
+
+@pytest.mark.parametrize("name", SCORE_NAMES)
+def test_a_rule_that_needs_scores_says_so_where_there_are_none(name):
+    with pytest.raises(ValueError, match=r"reads (scores_TE|top_k), which this loop does not show it"):
+        run(make_rule(name), random_loads(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tuned_number_is_an_argument_of_the_rule(name):
+    tuned = RULES.get(name).tuned
+    if tuned is None:
+        return
+    for value in tuned.values:
+        given = getattr(make_rule(name, **{tuned.name: value}), tuned.name)
+        assert given in (value, Constant(value))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_is_used_or_refused(name):
+    if RULES.get(name).takes_schedule:
+        assert make_rule(name, 0.125).schedule == Constant(0.125)
+    else:
+        for schedule in ("nonsense", -1, 0.0, Constant(1.0)):
+            with pytest.raises(ValueError, match=f"the rule {name!r} has no step size; leave the schedule out"):
+                make_rule(name, schedule)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if RULES.get(name).routes_as])
+def test_a_rule_that_routes_as_another_gives_its_loads(name):
+    stream = Static(np.random.default_rng(0).random((64, 8)))
+    loads = [
+        simulate(stream, make_rule(rule, 0.125), top_k=2, num_steps=20).load_NE
+        for rule in (name, RULES.get(name).routes_as)
+    ]
+    np.testing.assert_array_equal(*loads)
 
 
 @pytest.mark.parametrize("name", SCORE_NAMES)
@@ -178,12 +257,6 @@ def test_rules_that_see_scores_take_float32_forbidden_pairs_and_top_k_equal_to_t
     assert np.isfinite(next_bias(rule, scores, np.zeros(5), np.full(5, 16.0), 2)).all()
 
 
-@pytest.mark.parametrize("name", [name for name in SCORE_NAMES if isinstance(make_rule(name), HindsightRule)])
-def test_a_rule_that_needs_scores_refuses_loads(name):
-    with pytest.raises(ValueError, match="loads are not enough"):
-        run(make_rule(name), random_loads(0))
-
-
 def test_unknown_rule_suggests_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'proportional'"):
         make_rule("proportinal", 1e-3)
@@ -193,6 +266,8 @@ def test_unknown_rule_suggests_the_nearest():
     ("name", "constants", "words"),
     [
         ("sign", {"schedule": -1}, "schedule is -1"),
+        ("sign", {"step_size": 0.1}, r"make_rule has no step_size; pass the step size second: make_rule\('sign', 1e-3"),
+        ("none", {"rate": 0.1}, "unknown constant of rule 'none' 'rate': there is none"),
         ("ema", {"bta": 0.5}, "unknown constant of rule 'ema' 'bta': did you mean 'beta'"),
         ("ema", {"beta": 1.0}, "beta is 1.0"),
         ("accumulated_sign", {"interval": 0}, "interval is 0"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from alflb import simulate
-from alflb.rules import Projected, ScoreRule, make_rule, sees_scores
+from alflb.rules import Observation, Projected, Sight, make_rule, relative_shortfall
+from alflb.rules.quantiles import ranks
 from alflb.schedules import InverseSqrt
 from alflb.streams import Static
 from alflb.streams.logarithm import LogScores
@@ -18,7 +19,7 @@ LOADS = [[8, 4, 0], [6, 3, 3], [4, 4, 4]]  # e = (target - load) / 4: (-1, 0, 1)
 def path(rule, loads=LOADS, bias=(0.0, 0.0, 0.0)):
     bias, state, biases = np.array(bias), rule.init(3), []
     for t, load in enumerate(loads, 1):
-        bias, state = rule.update(bias, np.array(load), TARGET, t, state)
+        bias, state = rule.step(bias, Observation(t, TARGET, load_E=np.array(load)), state)
         biases.append(bias.tolist())
     return biases
 
@@ -45,6 +46,16 @@ def test_recentred_sign():
 def test_proportional():
     # (target - load) / 4: (-1, 0, 1), then (-1/2, 1/4, 1/4)
     assert path(make_rule("proportional", 0.5)) == [[-0.5, 0.0, 0.5], [-0.75, 0.125, 0.625], [-0.75, 0.125, 0.625]]
+
+
+def test_shortfalls_are_relative_to_the_mean_target():
+    assert relative_shortfall(np.array([2, 2, 8]), np.array([1.0, 4.0, 7.0])).tolist() == [-0.25, 0.5, -0.25]
+
+
+def test_a_target_that_is_whole_up_to_rounding_is_whole():
+    almost = np.array([3.0, np.nextafter(3.0, 0.0), 3.0 - 1e-10, 2.9])
+    assert ranks(almost, 10).tolist() == [4, 4, 4, 3]
+    assert ranks(almost, 3).tolist() == [3, 3, 3, 3]
 
 
 def test_projected_takes_rules_that_see_loads():
@@ -208,8 +219,7 @@ SCORES = np.array([[0.75, 0.25], [0.75, 0.5], [0.5, 0.375], [0.25, 0.5]])
 def score_path(rule, steps=2):
     bias, biases = np.zeros(2), []
     for _ in range(steps):
-        method = rule.route_with if isinstance(rule, ScoreRule) else rule.learn_from
-        bias = method(SCORES, bias, np.array([2.0, 2.0]), 1)
+        bias, _ = rule.step(bias, Observation(1, np.array([2.0, 2.0]), scores_TE=SCORES, top_k=1), ())
         biases.append((bias + 0.0).tolist())
     return biases
 
@@ -244,16 +254,16 @@ def test_bip():
 
 def test_bip_clamps_prices_at_zero():
     # with scores below zero no expert is worth a price: p = q = 0, whatever the loads
-    shifted = make_rule("bip").route_with(SCORES - 2.0, np.zeros(2), np.array([2.0, 2.0]), 1)
+    seen = Observation(1, np.array([2.0, 2.0]), scores_TE=SCORES - 2.0, top_k=1)
+    shifted, _ = make_rule("bip").step(np.zeros(2), seen, ())
     np.testing.assert_array_equal(shifted, [0.0, 0.0])
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0])
 def test_sinkhorn(temperature):
     # two tokens with scores (1, 0): the balanced plan is 1/2 everywhere, so d_1 / d_0 = exp(1 / temperature)
-    bias = make_rule("sinkhorn", temperature=temperature).route_with(
-        np.array([[1.0, 0.0], [1.0, 0.0]]), np.zeros(2), np.ones(2), 1
-    )
+    seen = Observation(1, np.ones(2), scores_TE=np.array([[1.0, 0.0], [1.0, 0.0]]), top_k=1)
+    bias, _ = make_rule("sinkhorn", temperature=temperature).step(np.zeros(2), seen, ())
     np.testing.assert_allclose(bias, [-0.5, 0.5], rtol=1e-12)
 
 
@@ -266,4 +276,4 @@ def test_bip_and_sinkhorn_route_the_batch_they_saw_and_qb_the_next():
     for name, first in (("qb", 0.0), ("bip", -0.125)):
         run = simulate(Static(SCORES), make_rule(name), top_k=1, num_steps=2)
         assert run.bias_NE[0, 0] == first
-        assert sees_scores(make_rule(name))
+        assert make_rule(name).sees is not Sight.LOADS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alflb.rules import make_rule, rule_names, sees
+from alflb.rules import make_rule, rule_names
 from alflb.schedules import Constant
 
 PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
@@ -32,7 +32,7 @@ def test_the_page_lists_the_registered_rules():
 def test_a_row_says_what_the_code_says(name):
     _, seen, constants, memory, *_ = table()[name]
     rule = make_rule(name)
-    assert seen == sees(rule)
+    assert seen == rule.sees
     defaults = []
     for field in dataclasses.fields(rule):
         value = getattr(rule, field.name)

@@ -13,7 +13,7 @@ from alflb import make_observers, make_rule, make_stream, max_vio, simulate, str
 from alflb.bounds import crossing_multiplicity
 from alflb.precision import round_to
 from alflb.schedules import LinearDecay
-from alflb.streams._base import STREAMS
+from alflb.streams.base import STREAMS
 from alflb.streams.trace import TraceReplay
 from alflb.traces import RouterTrace
 from alflb.traces.convert import convert_scores

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from _processes import hear_interrupts
+from _processes import restore_interrupts
 from typer.testing import CliRunner
 
 from alflb.cli.app import app as alflb
-from alflb.io import read_rows
+from alflb.io import read_rows, software
 from alflb.studies.executors import open_executor
 from alflb.studies.sweep import Outcome, Silent, run_cells
 from experiments import _runner
@@ -39,7 +39,7 @@ def processes():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=hear_interrupts,
+            preexec_fn=restore_interrupts,
         )
         started.append(process)
         return process
@@ -248,11 +248,12 @@ def other_source(cell, advance):
     return Outcome([{}])
 
 
-def test_workers_of_another_source_are_refused(monkeypatch):
+@pytest.mark.parametrize("name", ["source_digest", "versions", "python"])
+def test_workers_of_other_software_are_refused(name):
     from alflb.studies import sweep
 
     with pytest.raises(ValueError, match="install the same version on both"):
-        sweep._run_there(other_source, {}, "another digest")
+        sweep._run_there(other_source, {}, {**software(), name: "another"})
 
 
 def test_bad_addresses_are_one_line():

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from alflb import io, report
+from alflb import io
+from alflb.studies import report
 from alflb.studies.claims import run_checks
 from alflb.studies.study import SMOKE, Study, run_study, study_cells
 from alflb.studies.sweep import Outcome, cell_key, run_cells

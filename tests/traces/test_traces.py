@@ -17,6 +17,7 @@ from alflb.traces import (
     LoadTrace,
     RouterTrace,
     TraceError,
+    convert_experts,
     convert_loads,
     convert_scores,
     load_router_trace,
@@ -35,7 +36,7 @@ def shipped():
 
 def max_vio(scores, top_k, bias):
     problem = AssignmentProblem(scores, top_k)
-    return duality.allocate(problem, bias).load_E.max() / problem.target_load - 1
+    return metrics.max_vio(duality.allocate(problem, bias).load_E)
 
 
 def fit(scores, top_k, steps):
@@ -213,30 +214,66 @@ def test_convert_scores_lays_batches_end_to_end(tmp_path):
 
 
 def test_convert_counts_and_chosen_experts(tmp_path):
-    experts = np.random.default_rng(0).integers(0, 6, (10, 3, 2)).astype(np.uint8)
+    experts = np.random.default_rng(0).random((10, 3, 6)).argsort(axis=2)[..., :2].astype(np.uint8)
     counts = np.stack(
         [[np.bincount(experts[4 * b : 4 * b + 4, layer].ravel(), minlength=6) for layer in range(3)] for b in range(2)]
     )
     np.savez(tmp_path / "raw.npz", ids=experts, counts=counts)
-    for layer, (array, more) in itertools.product(
-        range(3), (("counts", {}), ("ids", {"num_experts": 6, "batch_tokens": 4}))
+    for layer, (array, convert, more) in itertools.product(
+        range(3),
+        (("counts", convert_loads, {}), ("ids", convert_experts, {"num_experts": 6, "batch_tokens": 4})),
     ):
-        trace = convert_loads(tmp_path / "raw.npz", array=array, top_k=2, layer=layer, **more)
+        trace = convert(tmp_path / "raw.npz", array=array, top_k=2, layer=layer, **more)
         np.testing.assert_array_equal(trace.loads_NE, counts[:, layer])
 
 
+def test_padding_and_documents_are_honoured(tmp_path):
+    padding = np.array([1, 0, 0, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
+    write_parts(
+        tmp_path / "t.npz", {**OK, "batch_tokens": 5}, scores=SCORES, padding=padding, document_starts=[0, 3, 5, 7]
+    )
+    trace = read_trace(tmp_path / "t.npz")
+    np.testing.assert_array_equal(trace.scores_TE, SCORES[~padding])
+    assert trace.document_starts_D.tolist() == [0, 2, 4]  # the document of rows 3 and 4 was padding only
+    assert "batch_tokens" not in trace.metadata
+    write_trace(tmp_path / "again.npz", trace)
+    assert read_trace(tmp_path / "again.npz").document_starts_D.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("starts", [[1, 2], [0, 0], [0, 10], [], [0.0], [[0]]])
+def test_document_starts_that_cannot_be_are_refused(starts):
+    with pytest.raises(ValueError, match="document_starts must be"):
+        RouterTrace(SCORES, 2, document_starts_D=np.array(starts))
+
+
+def test_grouped_routers_are_refused_where_plain_top_k_is_needed(tmp_path):
+    path = tmp_path / "t.npz"
+    write_trace(path, RouterTrace(SCORES, 2, metadata={"n_group": 2, "topk_group": 1}))
+    with pytest.raises(TraceError, match="1 of 2 groups"):
+        open_scores(path)
+    assert open_scores(path, grouped=True).is_grouped
+    assert read_trace(path).is_grouped
+    write_trace(path, RouterTrace(SCORES, 2, metadata={"n_group": 2, "topk_group": 2}))
+    assert not open_scores(path).is_grouped
+
+
 @pytest.mark.parametrize(
-    ("parameters", "words"),
+    "groups",
     [
-        ({"array": "ids", "layer": None}, "choose a layer from 0 to 2"),
-        ({"array": "ids", "layer": 3}, "choose a layer from 0 to 2"),
-        ({"array": "ids", "layer": 0, "num_experts": 2}, "outside 0..1"),
-        ({"array": "ids", "layer": 0, "num_experts": 6, "batch_tokens": 99}, "at least 99 tokens"),
-        ({"array": "floats", "num_experts": 6}, "must be integers"),
+        {"n_group": 3, "topk_group": 1},
+        {"n_group": 2},
+        {"n_group": 2, "topk_group": 3},
+        {"n_group": 4, "topk_group": 1},
+        {"n_group": "2", "topk_group": 1},
     ],
 )
-def test_bad_conversions_are_refused(tmp_path, parameters, words):
-    experts = np.random.default_rng(0).integers(2, 6, (10, 3, 2))
-    np.savez(tmp_path / "raw.npz", ids=experts, floats=np.zeros((4, 2)))
-    with pytest.raises(TraceError, match=words):
-        convert_loads(tmp_path / "raw.npz", top_k=2, **parameters)
+def test_groups_that_cannot_be_are_refused(groups):
+    with pytest.raises(ValueError, match=r"group"):
+        RouterTrace(SCORES, 2, metadata=groups)
+
+
+def test_metadata_that_are_not_json_are_not_written(tmp_path):
+    for value in (float("nan"), float("inf"), {1, 2}, b"x"):
+        with pytest.raises(ValueError, match="JSON"):
+            write_trace(tmp_path / "t.npz", RouterTrace(SCORES, 2, metadata={"x": value}))
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from tests._extras import require
 torch = require("torch")
 transformers = require("transformers")
 training = require("alflb.training")
+require("alflb.training.memory")
 
 torch.set_num_threads(1)  # tiny models are only slowed down by more
 
@@ -85,8 +86,8 @@ def feed(model, balancer, steps):
     """Steps t in `steps` on picks that only t decides, the same for every layer; the reports."""
     reports = []
     for t in steps:
-        picks = np.random.default_rng(t).binomial(NUM_EXPERTS - 1, 0.4, (50, TOP_K))
-        model(torch.from_numpy(picks))
+        scores = np.random.default_rng(t).random((50, NUM_EXPERTS)) + np.linspace(0, 0.5, NUM_EXPERTS)
+        model(torch.from_numpy(np.argsort(scores)[:, -TOP_K:].copy()))
         reports.append(balancer.step())
     return reports
 

@@ -5,6 +5,7 @@ import pytest
 
 from alflb import make_rule, make_stream, simulate
 from alflb.precision import round_to
+from alflb.rules import Observation, Rule
 from alflb.schedules import Piecewise
 from alflb.training.diagnosis import diagnose, rank_disagreement, representable_share, unmoved_share, update_delay
 
@@ -102,19 +103,17 @@ def test_unmoved_share_ignores_experts_in_balance():
     assert unmoved_share(bias, counts) == 0.0
 
 
-class StaleSign:
+class StaleSign(Rule):
     """The sign rule on the loads of `delay` steps before."""
 
     def __init__(self, delay):
         self.rule, self.delay = make_rule("sign", 3e-3), delay
 
-    def init(self, num_experts):
-        return ()
-
-    def update(self, bias_E, load_E, target_E, t, state):
-        waiting = (*state, load_E)
-        told = waiting[-1 - self.delay] if len(waiting) > self.delay else target_E
-        return self.rule.update(bias_E, told, target_E, t, ())[0], waiting[-self.delay - 1 :]
+    def step(self, bias_E, seen, state):
+        waiting = (*state, seen.load_E)
+        stale_E = waiting[-1 - self.delay] if len(waiting) > self.delay else seen.target_E
+        stale = Observation(seen.t, seen.target_E, load_E=stale_E)
+        return self.rule.step(bias_E, stale, ())[0], waiting[-self.delay - 1 :]
 
 
 @pytest.mark.parametrize("delay", [1, 5, 20])

@@ -1,25 +1,21 @@
 """Min-cost flow by OR-Tools on integer-scaled scores: exact for the scaled scores, then certified on the real ones.
 
 A token sends K units to the experts, an expert receives its target; when targets are fractional, all flows are
-counted in the fraction's unit. OR-Tools runs in a process of its own: its wheel and highspy's carry different
-versions of one shared library, and whichever is imported second fails.
+counted in the fraction's unit.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import math
-import subprocess
-import sys
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from alflb.exact.reference._duals import bias_from_plan
-from alflb.exact.reference._scaling import normalised_scores
+from alflb.exact.reference._scaling import SPAN, normalized_scores
 from alflb.exact.results import SolverError
+from alflb.exact.units import target_units
 from alflb.problem import AssignmentProblem
 
 _COST_BITS = 61
@@ -28,42 +24,34 @@ _COST_BITS = 61
 
 def solve(problem: AssignmentProblem) -> tuple[csr_array, NDArray[np.float64]]:
     """Optimal plan from the flow, and a bias from shortest paths (the flow solver reports no duals)."""
-    if importlib.util.find_spec("ortools") is None:
-        raise ValueError("method 'mincostflow' needs OR-Tools; install it with: pip install 'alflb[flow]'")
-    unit = flow_unit(problem)
-    if unit is None:
+    try:
+        from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
+    except ImportError as error:
+        raise ValueError(
+            f"method 'mincostflow' needs OR-Tools ({error}); install it with: pip install 'alflb[flow]'"
+        ) from None
+    target_units_E, unit = target_units(problem.target_E, problem.num_tokens, problem.top_k)
+    if unit > problem.num_experts:
         raise ValueError("method 'mincostflow' needs targets that are multiples of 1 / E; use method 'highs'")
-    gamma, allowed, _ = normalised_scores(problem)
-    tokens, experts = np.nonzero(allowed)
+    gamma_TE, allowed_TE, _ = normalized_scores(problem)
+    token_N, expert_N = np.nonzero(allowed_TE)
     num_nodes = problem.num_tokens + problem.num_experts
-    costs = np.rint(-gamma[allowed] * 2.0 ** (_COST_BITS - math.ceil(math.log2(num_nodes + 1)) - 1)).astype(np.int64)
-    supplies_T = np.full(problem.num_tokens, problem.top_k * unit, dtype=np.int64)
-    supplies = np.concatenate([supplies_T, -np.rint(problem.target_E * unit).astype(np.int64)])
-    flows = _solve_apart(tokens, problem.num_tokens + experts, np.full(len(costs), unit), costs, supplies)
-    plan = csr_array((flows / unit, (tokens, experts)), shape=gamma.shape)
+    per_unit = 2.0 ** (_COST_BITS - math.ceil(math.log2(num_nodes + 1)) - 1) / SPAN
+    flow = SimpleMinCostFlow()
+    arcs = flow.add_arcs_with_capacity_and_unit_cost(
+        token_N, problem.num_tokens + expert_N, np.full(len(token_N), unit), _whole(-per_unit * gamma_TE[allowed_TE])
+    )
+    supply_T = np.full(problem.num_tokens, problem.top_k * unit)
+    flow.set_nodes_supplies(np.arange(num_nodes), np.concatenate([supply_T, -target_units_E]))
+    status = flow.solve()
+    if status != flow.OPTIMAL:
+        raise SolverError(
+            f"min-cost flow ended with status {status.name}; with -inf scores a balanced assignment may not exist"
+        )
+    plan = csr_array((flow.flows(arcs) / unit, (token_N, expert_N)), shape=gamma_TE.shape)
     plan.eliminate_zeros()
     return plan, bias_from_plan(problem, plan)
 
 
-def flow_unit(problem: AssignmentProblem) -> int | None:
-    """Units per pick that make every target a whole number: 1 for whole targets, at most E; None if none does."""
-    for unit in (1, problem.num_experts // math.gcd(problem.num_experts, problem.top_k * problem.num_tokens)):
-        units_E = problem.target_E * unit
-        if np.all(np.abs(units_E - np.rint(units_E)) <= 1e-9 * np.maximum(1.0, units_E)):
-            return unit
-    return None
-
-
-def _solve_apart(*arrays: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Run `alflb.exact.reference._flow_worker` in a child process: arrays in, flows out."""
-    message = io.BytesIO()
-    for array in arrays:
-        np.save(message, array.astype(np.int64), allow_pickle=False)
-    child = subprocess.run(
-        [sys.executable, "-m", "alflb.exact.reference._flow_worker"], input=message.getbuffer(), capture_output=True
-    )
-    if child.returncode != 0:
-        words = child.stderr.decode(errors="replace").strip().splitlines()
-        raise SolverError(f"min-cost flow failed: {words[-1] if words else f'exit status {child.returncode}'}")
-    flows: NDArray[np.int64] = np.load(io.BytesIO(child.stdout), allow_pickle=False)
-    return flows
+def _whole(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(values).astype(np.int64)

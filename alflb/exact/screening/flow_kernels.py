@@ -1,8 +1,9 @@
 """Compiled loops over the undecided entries, all in integers: assign, price by quantiles, reroute on a graph.
 
 The entries form a sparse matrix by rows (one row per token): row r owns entries ``start_R[r] .. start_R[r + 1]``,
-entry n offers expert ``expert_N[n]`` at integer score ``score_N[n]``. A row hands out ``picks_R[r] * unit`` units,
-at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is the integer bias.
+entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row hands out
+``picks_R[r] * unit`` units, at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is
+the integer bias.
 """
 
 from __future__ import annotations
@@ -59,6 +60,26 @@ def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type:
             slot -= 1
         best[slot] = value
     return best[kept - 2], best[kept - 1]
+
+
+@jit
+def find_near(start_R, picks_R, expert_N, score_N, price_E, reach, place_N, last_in_R):  # type: ignore[no-untyped-def]
+    """Which entries no price change within `reach` can move: place_N is 1 if in, -1 if out, 0 if it may be either.
+
+    `last_in_R` receives the row's picks-th largest priced score; 0 for rows without a choice, all of whose entries
+    are in.
+    """
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(picks_R.size):
+        last_in_R[row] = 0
+        if start_R[row + 1] - start_R[row] <= picks_R[row]:
+            place_N[start_R[row] : start_R[row + 1]] = 1
+            continue
+        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        last_in_R[row] = last_in
+        for n in range(start_R[row], start_R[row + 1]):
+            value = score_N[n] + price_E[expert_N[n]]
+            place_N[n] = np.int8(value - first_out > reach) - np.int8(last_in - value > reach)
 
 
 @jit
@@ -382,8 +403,8 @@ def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
         if units_N[n] == 0:
             continue
         row = row_N[n]
-        for m in range(start_R[row], start_R[row + 1]):
-            if expert_N[m] == j and units_N[m] < unit:
-                _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
+        m = start_R[row] + np.searchsorted(expert_N[start_R[row] : start_R[row + 1]], j)
+        if m < start_R[row + 1] and expert_N[m] == j and units_N[m] < unit:
+            _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
         if cost_EE[k, j] == lost_cost:
             return

@@ -142,36 +142,38 @@ def collect_undecided(  # type: ignore[no-untyped-def]
 
 @jit
 def certify_rows(  # type: ignore[no-untyped-def]
-    scores_TE, per_unit, price_P, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
-    load_E, experts_TK, split_S3,
+    scores_TE, per_unit, price_P, reach, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
+    load_E, experts_TK, split_S3, sums,
 ):  # fmt: skip
     """Derive every row's assignment from integer scores and prices alone, and add it up.
 
-    Rows whose K best are separated from the rest by the prices need nothing else. Where the K-th and (K+1)-th
-    tie, the units listed for the row decide among the tied experts, or the lowest index if it is not listed.
-    Either way every expert used scores at least as much as every expert with units to spare.
+    Rows whose K-th and (K+1)-th best are more than `reach` apart need nothing else. In the others the units listed for
+    the row decide among the experts within `reach` of that boundary, or, if `reach` is 0, the lowest index among the
+    tied ones where the row is not listed. With a reach of 0 every expert used then scores at least as much as every
+    expert with units to spare.
 
     Loads are added to `load_E` in units; `experts_TK`, if it has rows, receives the experts, ascending; rows that
-    share a pick among experts are written to `split_S3` as (token, expert, units). Returns the value <gamma, x>,
-    whether all scores were multiples of the quantum, the number of splits, and whether each row made K picks.
+    share a pick among experts are written to `split_S3` as (token, expert, units). `sums` adds up the value
+    <gamma, x>, compensated. Returns whether all scores were multiples of the quantum, the number of splits, and whether
+    each row made K picks.
     """
     num_tokens, num_experts = scores_TE.shape
     flat = scores_TE.reshape(-1)
     biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
     share = np.empty(price_P.size, np.int64)
     chosen = np.empty(price_P.size, np.int32)
-    no_width_P = np.zeros(price_P.size, np.int64)
+    reach_P = np.full(price_P.size, reach, np.int64)
     row = np.searchsorted(token_R, first_token)
-    total = 0.0
     lossless = True
     num_splits = 0
     for token in range(num_tokens):
         start = token * num_experts
         lossless &= _add_price(flat, start, num_experts, per_unit, price_P, biased)
-        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
+        count = _survivors(biased, num_experts, reach_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
         last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
         picks = 0
-        if last_in > first_out:
+        total = 0.0
+        if last_in - first_out > reach:
             for n in range(count):
                 k = near[n]
                 is_in = value[n] >= last_in
@@ -184,8 +186,9 @@ def certify_rows(  # type: ignore[no-untyped-def]
                 row += 1
             is_listed = row < token_R.size and token_R[row] == first_token + token
             listed = row if is_listed else -1
-            if _break_tie(near, value, count, last_in, top_k * unit, unit, listed, start_R, expert_N, units_N, share):
-                return total, lossless, num_splits, False
+            low, high = last_in - reach, first_out + reach
+            if not _share_out(near, value, count, low, high, top_k, unit, listed, start_R, expert_N, units_N, share):
+                return lossless, num_splits, False
             is_split = False
             for n in range(count):
                 is_split |= 0 < share[n] < unit
@@ -201,10 +204,28 @@ def certify_rows(  # type: ignore[no-untyped-def]
                     num_splits += 1
                 chosen[picks] = k
                 picks += share[n] == unit and picks < top_k
+        _add_compensated(sums, 0, total)
         if experts_TK.shape[0] > 0:
             for pick in range(top_k):
                 experts_TK[token, pick] = chosen[pick]
-    return total, lossless, num_splits, True
+    return lossless, num_splits, True
+
+
+@jit
+def count_decided(scores_TE, per_unit, price_P, reach, top_k, lanes, load_E, close_T):  # type: ignore[no-untyped-def]
+    """Mark the rows whose K-th and (K+1)-th best, in integers, are at most `reach` apart; count the others' picks."""
+    num_tokens, num_experts = scores_TE.shape
+    flat = scores_TE.reshape(-1)
+    biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
+    no_width_P = np.zeros(price_P.size, np.int64)
+    for token in range(num_tokens):
+        _add_price(flat, token * num_experts, num_experts, per_unit, price_P, biased)
+        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
+        last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
+        close_T[token] = last_in - first_out <= reach
+        if not close_T[token]:
+            for n in range(count):
+                load_E[near[n]] += value[n] >= last_in
 
 
 @jit
@@ -314,18 +335,24 @@ def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _break_tie(near, value, count, last_in, left, unit, row, start_R, expert_N, units_N, share):  # type: ignore[no-untyped-def]
-    """Share out `left` units of a tied row: all above the tie, then as listed, or by index; the units not placed."""
+def _share_out(near, value, count, low, high, top_k, unit, row, start_R, expert_N, units_N, share):  # type: ignore[no-untyped-def]
+    """Share out a row's units: all above `high`, then down to `low` as listed; whether K picks came out.
+
+    Where low = high, the tied experts of a row that is not listed have their turn by index.
+    """
+    left = top_k * unit
     for n in range(count):
-        share[n] = unit if value[n] > last_in else 0
-        if value[n] == last_in and row >= 0:
+        share[n] = unit if value[n] > high else 0
+        if low <= value[n] <= high and row >= 0:
             share[n] = _listed_units(row, near[n], start_R, expert_N, units_N)
+            if share[n] < 0 or share[n] > unit:
+                return False
         left -= share[n]
     for n in range(count):
-        if row < 0 and value[n] == last_in and left > 0:
+        if row < 0 and low == high and value[n] == low and left > 0:
             share[n] = unit
             left -= unit
-    return left
+    return left == 0
 
 
 @jit

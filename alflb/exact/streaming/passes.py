@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alflb.exact.batched import Batch, load_batch
 from alflb.exact.screening.row_kernels import largest_finite, num_lanes, padded, route_rows
-from alflb.exact.streaming.pooled import MapBatches
+from alflb.exact.streaming.results import MapBatches
 from alflb.problem import FloatArray
 
 NUM_BINS = 32

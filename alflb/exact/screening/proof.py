@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact.screening.row_kernels import certify_rows, num_lanes, padded
-from alflb.exact.screening.settle import Settlement
 from alflb.exact.screening.sources import ScoreSource
-from alflb.exact.screening.units import Grid
+from alflb.exact.screening.undecided import Undecided
+from alflb.exact.units import Grid
 
 IntArray = NDArray[np.int64]
 
 
-class Certificate(NamedTuple):
-    """What the pass found."""
+class Assignment(NamedTuple):
+    """What the pass found: a plan that meets the targets."""
 
     value: float
-    """<gamma, x> with the scores as given, summed in float64."""
+    """<gamma, x> with the scores as given, from a compensated sum in float64."""
     is_lossless: bool
     """Whether every score is a multiple of the quantum."""
     load_E: IntArray
@@ -36,10 +36,20 @@ class Certificate(NamedTuple):
     """(token, expert, units) of tokens that share a pick among experts; targets that are whole numbers need none."""
 
 
-def certify_optimum(
-    source: ScoreSource, grid: Grid, top_k: int, unit: int, target_E: IntArray, found: Settlement, keep_experts: bool
-) -> Certificate | None:
-    """Certify the prices and tie-breaks of a settlement against all scores; None if they are not optimal.
+def prove_assignment(
+    source: ScoreSource,
+    grid: Grid,
+    top_k: int,
+    unit: int,
+    target_E: IntArray,
+    price_E: IntArray,
+    rows: Undecided,
+    units_N: IntArray,
+    *,
+    reach: int = 0,
+    keep_experts: bool,
+) -> Assignment | None:
+    """The assignment that prices and listed rows make, if it meets the targets; with a reach of 0, an optimal one.
 
     Parameters
     ----------
@@ -49,26 +59,32 @@ def certify_optimum(
         K, and the units in one pick.
     target_E : int64 array, shape (E,)
         Target loads in units.
-    found : Settlement
+    price_E : int64 array, shape (E,)
+        Prices in quanta.
+    rows : Undecided
+        Rows whose picks are not left to the prices.
+    units_N : int64 array
+        Units of each entry of `rows`.
+    reach : int
+        How far from a tie, in quanta, listed units decide; beyond 0 whoever listed them answers for optimality.
     keep_experts : bool
         Whether to fill `experts_TK`; streams leave it empty.
     """
-    lanes, rows = num_lanes(top_k), found.rows
-    price_P = padded(found.price_E, lanes)
+    lanes = num_lanes(top_k)
+    price_P = padded(price_E, lanes)
     load_E = np.zeros(source.num_experts, np.int64)
     experts_TK = np.empty((source.num_tokens if keep_experts else 0, top_k), np.int32)
     split_S3 = np.empty((0 if unit == 1 else len(rows.expert_N) + top_k * len(rows.token_R), 3), np.int64)
-    value, is_lossless, num_splits = 0.0, True, 0
+    sums, is_lossless, num_splits = np.zeros(2), True, 0
     for first, scores_CE in source.chunks():
-        chunk_value, chunk_lossless, chunk_splits, is_complete = certify_rows(
-            scores_CE, grid.per_unit, price_P, top_k, lanes, unit, first, rows.token_R, rows.start_R, rows.expert_N,
-            found.units_N, load_E, experts_TK[first : first + len(scores_CE)], split_S3[num_splits:],
+        chunk_lossless, chunk_splits, is_complete = certify_rows(
+            scores_CE, grid.per_unit, price_P, reach, top_k, lanes, unit, first, rows.token_R, rows.start_R,
+            rows.expert_N, units_N, load_E, experts_TK[first : first + len(scores_CE)], split_S3[num_splits:], sums,
         )  # fmt: skip
         if not is_complete:
             return None
-        value += chunk_value
         is_lossless &= chunk_lossless
         num_splits += chunk_splits
     if not np.array_equal(load_E, target_E):
         return None
-    return Certificate(value, is_lossless, load_E, experts_TK, split_S3[:num_splits])
+    return Assignment(float(sums.sum()), bool(is_lossless), load_E, experts_TK, split_S3[:num_splits])

@@ -32,7 +32,14 @@ class Stream(Protocol):
         """Batches of shape (T, E) for steps t = 1, 2, ... without end."""
 
 
-STREAMS: Registry[Stream] = Registry("stream")
+class RegisteredStream(Stream, Protocol):
+    """A stream with a name, and what others must know of it."""
+
+    scores_are_gates: ClassVar[bool]
+    """Whether scores are gates in [0, 1] already; logits otherwise."""
+
+
+STREAMS: Registry[RegisteredStream] = Registry("stream")
 
 
 def seeded(name: str, *key: int) -> np.random.Generator:
@@ -54,6 +61,8 @@ class SyntheticStream(ABC):
     population_seed : int
         Chooses the population (offsets, router weights). `batches(seed)` only chooses the tokens.
     """
+
+    scores_are_gates: ClassVar[bool] = False
 
     num_tokens: int = 2048
     num_experts: int = 64

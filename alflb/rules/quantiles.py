@@ -5,7 +5,7 @@ With a threshold alpha_i for each token the dual of the theory is the minimum ov
     F(alpha, b) = sum_i [K alpha_i + sum_j max(0, s_ij + b_j - alpha_i)] - sum_j L_j b_j,   D(b) = min over alpha of F.
 
 For a given b every alpha_i between the (K+1)-th and the K-th largest of s_i + b is a minimum; for given alpha every
--b_j between the (q+1)-th and the q-th largest of s_j - alpha is, with q = L_j. Each half of a round thus minimises F
+-b_j between the (q+1)-th and the q-th largest of s_j - alpha is, with q = L_j. Each half of a round thus minimizes F
 exactly over one block, and **D never rises on the batch the round is made from**, whatever K, L and ties are.
 
 The quantile is a score of the batch, so a round leaves one token of each expert exactly at its threshold: on the same
@@ -13,8 +13,6 @@ batch a tie, broken by rounding and by index. Loads of the batch itself can be o
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +55,7 @@ def nth_largest(values_ET: FloatMatrix, rank_E: NDArray[np.int64]) -> NDArray[np
 def quantile_bias(
     scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
 ) -> NDArray[np.float64]:
-    """One round: the thresholds of the bias, then the bias of the thresholds; not centred.
+    """One round: the thresholds of the bias, then the bias of the thresholds; not centered.
 
     An expert that too few tokens may use, or too many must, has no finite quantile and keeps its bias. With K = E every
     token uses every expert and nothing changes.
@@ -71,8 +69,3 @@ def quantile_bias(
 def keep_finite(new_E: NDArray[np.float64], old_E: NDArray[np.float64]) -> NDArray[np.float64]:
     """`new_E` where it is finite, `old_E` elsewhere."""
     return np.where(np.isfinite(new_E), new_E, old_E)
-
-
-def centred(bias_E: NDArray[Any]) -> NDArray[np.float64]:
-    """The bias with mean zero, which routes alike."""
-    return np.asarray(bias_E - bias_E.mean())

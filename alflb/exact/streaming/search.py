@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb import duality
-from alflb.exact._facade import solve_exact
 from alflb.exact.batched import BatchedProblem
+from alflb.exact.certificate import value_range
 from alflb.exact.results import SolverError
-from alflb.exact.screening.units import target_units
+from alflb.exact.screening import solve
 from alflb.exact.streaming.passes import (
     AnySummary,
     Fingerprint,
@@ -25,8 +25,9 @@ from alflb.exact.streaming.passes import (
     SurveyTask,
     reduce_pass,
 )
-from alflb.exact.streaming.pooled import MapBatches, Pass, StreamingSolution, relative_gap
 from alflb.exact.streaming.repair import Repair, balance_by_swaps, bin_edges, reassign_closest
+from alflb.exact.streaming.results import MapBatches, Pass, StreamingSolution, relative_gap
+from alflb.exact.units import target_units
 from alflb.problem import AssignmentProblem, FloatArray, check_target, check_top_k
 
 FloatVector = NDArray[np.float64]
@@ -112,7 +113,7 @@ def find_bounds(
     while True:
         routing = read(setting.routing_task(search.bias_E))
         search.record(routing, *_bounds(setting, routing, search.bias_E))
-        if relative_gap(search.best.value, search.lower_bound) <= tolerance or read.passes >= max_passes:
+        if relative_gap(search.lower_bound, search.best.upper_bound) <= tolerance or read.passes >= max_passes:
             break
         if search.is_stalled and read.passes + 1 < max_passes:
             survey = read(SurveyTask(seed + read.passes, sample_rows))
@@ -120,7 +121,7 @@ def find_bounds(
         else:
             search.step()
     return StreamingSolution(
-        search.best.value, search.lower_bound, search.best.bias_E, search.best.load_E,
+        search.lower_bound, search.best.upper_bound, search.best.bias_E, search.best.load_E,
         survey.fingerprint.num_tokens, survey.fingerprint.num_batches, read.passes, tuple(search.history), tolerance,
     )  # fmt: skip
 
@@ -149,12 +150,12 @@ class _Search:
         self.history.append(found)
         self.lower_bound = max(self.lower_bound, found.lower_bound)
         enough = _DESCENT * self._gap if math.isfinite(self._gap) else 0.0
-        has_failed = found.value >= self.best.value - enough and math.isfinite(self.best.value)
+        has_failed = found.upper_bound >= self.best.upper_bound - enough and math.isfinite(self.best.upper_bound)
         self.failures = self.failures + 1 if has_failed else 0
         self._radius = _SHRINK * float(np.ptp(self.bias_E - self.best.bias_E)) if self.failures > 1 else math.inf
-        if found.value < self.best.value:
-            self.best = _Visited(found.value, self.bias_E, routing.load_E, repaired)
-        last_gap, self._gap = self._gap, self.best.value - self.lower_bound
+        if found.upper_bound < self.best.upper_bound:
+            self.best = _Visited(found.upper_bound, self.bias_E, routing.load_E, repaired)
+        last_gap, self._gap = self._gap, self.best.upper_bound - self.lower_bound
         if not has_failed and not math.isfinite(self.best.repaired.loss):
             self._by_sample = True
         elif has_failed or self._gap > _PROGRESS * last_gap:
@@ -180,7 +181,7 @@ def _centred(bias_E: FloatVector) -> FloatVector:
 class _Visited(NamedTuple):
     """A bias the batches have been routed with."""
 
-    value: float
+    upper_bound: float
     bias_E: FloatVector
     load_E: NDArray[np.int64]
     repaired: Repair
@@ -216,7 +217,7 @@ class _Sample:
 
     def _solve(self, target_E: FloatVector, bias_E: FloatVector) -> FloatVector:
         try:
-            return solve_exact(AssignmentProblem(self.scores_ME, self.top_k, target_E), bias_init=bias_E).bias_E
+            return solve(AssignmentProblem(self.scores_ME, self.top_k, target_E), bias_E).bias_E
         except SolverError:
             return bias_E
 
@@ -231,7 +232,10 @@ def _prepare(
     target_units_E, unit = target_units(target_E, num_tokens, top_k)
     dtype = survey.sample_ME.dtype
     if survey.largest >= np.finfo(dtype).max * _HEADROOM:
-        raise ValueError(f"scores as large as {survey.largest:.3g} leave {dtype} biases no room; divide them by 2^30")
+        raise ValueError(
+            f"scores as large as {survey.largest:.3g} leave {dtype} biases no room "
+            f"({value_range(survey.sample_ME)}, or divide all scores by 2^30)"
+        )
     sample_ME = survey.sample_ME.astype(np.float64)
     typical = float(np.mean(np.abs(sample_ME[np.isfinite(sample_ME)])))
     dither = max(_DITHER * tolerance * typical, _FINEST_DITHER * survey.largest)
@@ -270,8 +274,8 @@ def _bounds(setting: _Setting, routing: Routing, bias_E: FloatVector) -> tuple[P
     closest = reassign_closest(routing, setting.target_E, setting.top_k, bias_E, size)
     loss, name = min((swaps.loss, "swaps"), (closest.loss, "closest"))
     found = Pass(
-        value=float(routing.best - cost + rounding),
         lower_bound=float(routing.chosen - cost - loss - rounding),
+        upper_bound=float(routing.best - cost + rounding),
         violation=float(np.abs(routing.load_E - setting.target_E).sum()),
         repair=name if math.isfinite(loss) else "none",
     )

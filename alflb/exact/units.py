@@ -2,8 +2,8 @@
 
 **Scores.** The quantum is a power of two, the finest that keeps every sum of scores and prices inside int64 (about
 50 bits of score). Scores that are multiples of it, as all dyadic, bf16 and fp16 scores of ordinary size and
-nearly all float32 ones are, lose nothing; others are rounded to the nearest multiple, which moves the optimal
-value by at most T K quantum / 2.
+nearly all float32 ones are, lose nothing; others are rounded to the nearest multiple at first
+(`alflb.exact.screening.refine` comes back to the rest).
 
 **Loads.** Integral optima exist when targets are whole numbers of tokens. Other targets are counted in units:
 E / gcd(E, K T) units to a pick make exact balance whole; targets of no common denominator are rounded to a unit
@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-_WORD_BITS = 58
+from alflb.problem import FloatArray
+
+WORD_BITS = 58
 """Bits for the longest sum the solver forms: a path of E price differences."""
 _MANTISSA_BITS = 53
 _FINEST_SCALE = 1000
 """Largest exponent of 1 / quantum that float64 holds with room to spare."""
+_APART = 2.0**16
 _SHARE_BITS = 50
 _LOAD_BITS = 60
 
@@ -39,7 +43,7 @@ class Grid:
         """The finest grid for scores up to `largest` in size; whole numbers if they are all 0."""
         if largest == 0.0:
             return cls(0)
-        bits = min(_MANTISSA_BITS, _WORD_BITS - math.ceil(math.log2(num_experts)))
+        bits = min(_MANTISSA_BITS, WORD_BITS - math.ceil(math.log2(num_experts)))
         return cls(max(math.frexp(largest)[1] - bits, -_FINEST_SCALE))
 
     @property
@@ -51,6 +55,11 @@ class Grid:
     def per_unit(self) -> float:
         """Grid steps in one score unit."""
         return math.ldexp(1.0, -self.exponent)
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether no score is so small, in quanta, that float64 takes it for 0."""
+        return self.exponent <= 0
 
     def prices(self, bias_E: NDArray[np.float64]) -> NDArray[np.int64]:
         """The nearest integer prices."""
@@ -91,3 +100,25 @@ def _rounded(ideal_E: NDArray[np.float64], total: int, most: int) -> NDArray[np.
             units_E[k] += give if short > 0 else -give
             short -= give if short > 0 else -give
     return units_E
+
+
+class NeededScores(NamedTuple):
+    """Sizes of the scores that some token cannot do without: of its K best, and of the best of all."""
+
+    worst: float
+    """The least K-th best score of a token."""
+    limit: float
+    """A negative score larger in size than this is left out while the others allow a balanced assignment."""
+
+    @classmethod
+    def of(cls, scores_TE: FloatArray, top_k: int) -> NeededScores:
+        """Those of these tokens.
+
+        Examples
+        --------
+        >>> NeededScores.of(np.array([[0.5, -1e9, 0.25]]), top_k=2)
+        NeededScores(worst=0.25, limit=32768.0)
+        """
+        cut = scores_TE.shape[1] - top_k
+        worst = float(np.partition(scores_TE, cut, axis=1)[:, cut].min())
+        return cls(worst, _APART * max(abs(worst), abs(float(scores_TE.max()))))
