@@ -563,8 +563,8 @@ def _plain_mark_hits(source, row_start, next_block, bias_P, first, tau, load_P, 
 
 @in_llvm(_plain_mark_hits, literal=True)
 def mark_hits(_, source, row_start, next_block, bias_P, first, tau, load_P, count):
-    """Of `count` experts from `first` on, the bits of those that reach tau; each is counted in load_P."""
-    if not isinstance(count, types.IntegerLiteral):
+    """Of `count` experts from `first` on, the bits of those that reach tau; each is counted in load_P, int32."""
+    if not isinstance(count, types.IntegerLiteral) or load_P.dtype != types.int32:
         return None
     register = register_type(bias_P.dtype)
     lanes, element_bytes = register.count, bias_P.dtype.bitwidth // 8

@@ -147,4 +147,5 @@ def _count_chunks(
     load_CE = np.zeros((num_chunks, num_experts), dtype=np.int64)
     results = Results(load_CE, np.zeros(num_chunks), experts_TK, margin_T)
     share_out(num_chunks, lambda first, last: work(results, first, last))
-    return load_CE.sum(axis=0), float(sum(results.dual_C.tolist()))
+    load_E = load_CE[0] if num_chunks == 1 else load_CE.sum(axis=0)
+    return load_E, float(sum(results.dual_C.tolist()))

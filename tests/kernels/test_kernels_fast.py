@@ -96,6 +96,16 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, dtype):
         assert together.dual_sum == alone.dual_sum
 
 
+@pytest.mark.jit
+@pytest.mark.parametrize("num_tokens", [2048, 70_000])
+def test_one_expert_can_take_every_token(num_tokens):
+    """Loads are counted in int64, of a single chunk too."""
+    scores_TE = np.zeros((num_tokens, 20), np.float32)
+    for load_E in (numba_.allocate(scores_TE, np.zeros(20), 1).load_E, numba_.loads(scores_TE, np.zeros(20), 1)[0]):
+        assert load_E.dtype == np.int64
+        assert load_E.tolist() == [num_tokens] + [0] * 19
+
+
 def test_read_only_scores_are_accepted():
     scores_TE = np.random.default_rng(6).random((40, 64))
     scores_TE.flags.writeable = False

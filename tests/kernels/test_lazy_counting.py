@@ -69,6 +69,46 @@ def test_rounding_of_large_biases_is_guarded_against():
     assert_loads_are_plain(numba_, scores_TE, 1000 + biases(rng, 8, 60, 1e-6), 2)
 
 
+@pytest.mark.usefixtures("always_lazy")
+@pytest.mark.parametrize("seed", range(12))
+def test_margins_at_the_edge_of_rounding_are_not_trusted(seed):
+    """Biases that come and go by amounts of the size of one rounding; the guard taken off fails for most seeds."""
+    rng = np.random.default_rng(seed)
+    scores_TE = fixed((rng.integers(0, 9, (300, 12)) / 8 + 1e-7 * rng.random((300, 12))).astype(np.float32))
+    bias_NE = 1e-7 * rng.standard_normal((40, 12)).cumsum(axis=0)
+    assert_loads_are_plain(numba_, scores_TE, bias_NE, 3)
+
+
+@pytest.mark.usefixtures("always_lazy")
+@given(st.data())
+def test_loads_at_the_ends_of_the_floating_point_range(data):
+    """Sums that overflow to -inf forbid an expert for one step only."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    largest = float(np.finfo(dtype).max)
+    scores_TE = fixed((-largest * rng.choice([0.1, 0.4, 0.9, 1.0], (20, 4))).astype(dtype))
+    bias_NE = largest * rng.choice([-0.9, -0.4, 0.0, 0.1], (8, 4)) * data.draw(st.sampled_from([1.0, 1e-3]))
+    with np.errstate(over="ignore"):
+        assert_loads_are_plain(numba_, scores_TE, bias_NE, 2)
+
+
+@pytest.mark.usefixtures("always_lazy")
+def test_tokens_without_a_choice_are_routed_once(monkeypatch):
+    routed = []
+    original = FixedScores._route_again
+    monkeypatch.setattr(
+        FixedScores,
+        "_route_again",
+        lambda self, expired, bias_E: routed.append(len(expired)) or original(self, expired, bias_E),
+    )
+    rng = np.random.default_rng(7)
+    scores_TE = rng.standard_normal((200, 6))
+    scores_TE[50:, 1:] = -np.inf  # one expert is left of two
+    assert_loads_are_plain(numba_, fixed(scores_TE), biases(rng, 6, 20, 10.0), 2)
+    assert routed
+    assert max(routed) <= 50
+
+
 @pytest.mark.parametrize("kernels", BACKENDS, ids=["numba", "reference"])
 @pytest.mark.parametrize(
     ("num_experts", "top_k"), [(1, 1), (5, 5), (5, 2), (64, 8), (256, 8), (70, 31), (70, 45), (64, 64)]
