@@ -17,7 +17,7 @@ from alflb.population import SampledScores
 from alflb.problem import AssignmentProblem, check_count, check_number
 
 ARRIVAL_SHARE = 0.05
-"""A run that needs more of its steps than this to arrive is told to begin with a larger one."""
+"""A run that needs more of its steps than this to arrive should begin with a larger one."""
 
 LARGEST_PULL = 2.2
 """Pull u sqrt(2/pi) h_max / sigma up to which the law holds within 5% (docs/experiments/steady_state.md)."""
@@ -25,7 +25,7 @@ LARGEST_PULL = 2.2
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What the sign rule will do at the recommended step size, on scores like these and batches of so many tokens."""
+    """What the sign rule does at the recommended step size, on scores like these and batches of this size."""
 
     step_size: float
     """The largest u whose steady MaxVio exceeds the sampling floor by at most the excess asked for, score units."""
@@ -40,7 +40,7 @@ class Advice:
     first_steps: int | None
     """For how many steps."""
     optimal_bias_E: NDArray[np.float64]
-    """p* of the sample, centred: a bias to start from, which saves the arrival."""
+    """p* of the sample, centered: a bias to start from, which saves the arrival."""
     curvatures: NDArray[np.float64]
     """Modes h of the Hessian at p*, ascending, 1 / score units."""
 
@@ -55,10 +55,10 @@ def advise(
 ) -> Advice:
     r"""A step size for the sign rule, from a sample of router scores.
 
-    Under sampling noise the steady state of the sign rule is known from u, T, E, K and the curvatures of the dual
-    at p* (`alflb.bounds.sign_rule_law`, with the skewness of a load put in as `steady_state` found it). MaxVio grows
-    with u from the floor that sampling leaves under any bias; arrival takes max |p*| / u steps. So: the largest u that
-    costs little above the floor.
+    Under sampling noise the steady state of the sign rule is known from u, T, E, K and the curvatures of the dual at
+    p*: `alflb.bounds.sign_rule_law`, corrected for the skewness of a load (docs/experiments/steady_state.md). MaxVio
+    grows with u from the floor that sampling leaves under any bias, and arrival takes max |p*| / u steps. So the best u
+    is the largest one that costs little above the floor.
 
     Parameters
     ----------

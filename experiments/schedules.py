@@ -99,7 +99,7 @@ def _priced(stream: Stream, path: Trajectory, top_k: int, seed: int, tail: int) 
             affinity += duality.affinity(problem, duality.allocate(problem, path.bias_NE[n]).experts_TK)
             dual += duality.dual_value(problem, path.bias_NE[n])
             optimum += solve_exact(problem).value
-    return {"affinity_kept": affinity / optimum, "dual_gap": dual / optimum - 1}
+    return {"affinity_kept": affinity / optimum, "gap": dual / optimum - 1}
 
 
 def findings(rows: list[Row]) -> list[Finding]:

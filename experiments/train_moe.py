@@ -309,7 +309,7 @@ def _arm_finding(rows: Sequence[Row], runs: _Runs, arm: str) -> Finding:
         f"MaxVio_global {mean_interval(map(_global, own))}",
         f"perplexity {mean_interval(map(_perplexity, own))}",
         f"dead experts {np.mean([row['dead_experts'] for row in own]):.3g}",
-        f"D(p) over LP* {_by_seed(last, 'dual_gap').mean:.2%}",
+        f"D(p) over LP* {_by_seed(last, 'gap').mean:.2%}",
     ]
     if any(row["correlation"] is not None for row in last):
         near, halves = _by_seed(last, "correlation"), _by_seed(last, "halves")
@@ -337,7 +337,7 @@ def figure(rows: list[Row]) -> Figure:
         _draw_batches(batches, [row for row in rows if row["kind"] == "layer" and row["arm"] == arm], style)
         own = [row for row in looks if row["arm"] == arm]
         _draw_looks(nearness, own, "correlation", style)
-        _draw_looks(gaps, own, "dual_gap", style)
+        _draw_looks(gaps, own, "gap", style)
         _draw_losses(losses, _runs(rows), arm, style)
     _draw_looks(nearness, looks, "halves", {"color": "black", "linestyle": ":", "label": "two halves of the text"})
     batches.set(xlabel="step", ylabel="MaxVio of the batch", title="Balance while training", yscale="log")

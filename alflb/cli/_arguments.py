@@ -52,7 +52,8 @@ class ListingCommand(TyperCommand):
 
 
 TraceArgument = Annotated[
-    Path | None, typer.Argument(help="Trace file. Default: the real router trace that ships with alflb.")
+    Path | None,
+    typer.Argument(help="Trace file; for inspect, solve and advise also a folder. Default: the shipped trace."),
 ]
 JobsOption = Annotated[int, typer.Option(min=1, help="Run cells in this many processes (extra: cluster).")]
 SchedulerOption = Annotated[

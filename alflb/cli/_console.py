@@ -49,19 +49,24 @@ def run_app(app: Callable[[], None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-        code: Any = 0
-    except SystemExit as ending:
-        code = ending.code
+        code = _exit_code(app)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    try:
-        sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer has nowhere to go
-        if not isinstance(error, BrokenPipeError):
-            fail(f"standard output: {error.strerror or error}", 2)
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away
+            raise SystemExit(1) from None
+        fail(f"standard output: {error.strerror or error}", 2)
     raise SystemExit(code)
+
+
+def _exit_code(app: Callable[[], None]) -> Any:
+    try:
+        app()
+    except SystemExit as ending:
+        return ending.code
+    return 0
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -118,7 +123,7 @@ def print_facts(
     for name, value in facts.items():
         if not isinstance(value, list):
             unit = f" {units[name]}" if units and name in units and value is not None else ""
-            table.add_row(plain(name), plain(_words(value)) + unit)
+            table.add_row(plain(name), plain(in_words(value)) + unit)
     out.print(table)
     conclude(conclusion)
 
@@ -142,7 +147,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A fact as a table shows it."""
     if value is None:
         return "none"
     if isinstance(value, float):

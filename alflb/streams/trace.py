@@ -27,7 +27,7 @@ class TraceReplay:
     Real text is not stationary, so the order is part of the problem:
 
     * "text" keeps it, from the first token on: with the batch size of the run that was recorded, its own batches;
-    * "batches" keeps each batch whole but draws a new order of the batches for every pass (by the seed): neighbours
+    * "batches" keeps each batch whole but draws a new order of the batches for every pass (by the seed): neighbors
       in the text still meet in a batch, while drift from batch to batch is gone;
     * "shuffled" draws a new permutation of all tokens for every pass: batches are exchangeable.
 

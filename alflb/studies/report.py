@@ -189,7 +189,7 @@ def _figure_gap_bound(result: StudyResult) -> Figure:
         rows = result.select(kind="static", source=optimum["source"])
         groups[source_title(result.study, optimum["source"])] = (
             np.concatenate([row["gap_bound_n"] for row in rows]),
-            np.concatenate([row["dual_gap_n"] for row in rows]),
+            np.concatenate([row["gap_n"] for row in rows]),
         )
     return figures.plot_gap_bounds(groups)
 
@@ -269,7 +269,7 @@ def _facts(result: StudyResult) -> Row:
     runs = result.select(kind="static", source="trace")
     rising = [row for row in runs if row["dual_rises"]]
     constant = [row for row in runs if (row["rule"], row["schedule"]) == ("sign", "constant")]
-    gaps = np.concatenate([row["dual_gap_n"] for row in result.select(kind="static")])
+    gaps = np.concatenate([row["gap_n"] for row in result.select(kind="static")])
     bounds = np.concatenate([row["gap_bound_n"] for row in result.select(kind="static")])
     meaningful = bounds > 0
     trace = result.study.trace
@@ -380,7 +380,7 @@ def _optimum_words(result: StudyResult, row: Row) -> Row:
         **row,
         "title": source_title(result.study, row["source"]),
         "target_load": row["top_k"] * row["num_tokens"] / row["num_experts"],
-        "gap": row["lp_dual_value"] - row["lp_value"],
+        "gap": row["lp_upper_bound"] - row["lp_value"],
     }
 
 

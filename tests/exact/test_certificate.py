@@ -100,6 +100,14 @@ def test_split_picks_are_checked_like_whole_ones():
     assert prove(target=[4, 0, 2], units=(3, -1, 2, 0), **tied) is None
 
 
+def test_split_picks_of_all_chunks_are_kept(monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK", 1)
+    scores = np.ones((2, 2))
+    both = {"scores": scores, "prices": [0, 0], "unit": 2, "tokens": (0, 1), "entries": ((0, 1), (0, 1))}
+    found = prove(target=[2, 2], units=(1, 1, 1, 1), **both)
+    assert found.split_S3.tolist() == [[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]
+
+
 def test_an_expert_one_quantum_worse_is_no_tie():
     """The boundary between decided and tied is where the K-th and the (K+1)-th best are equal, not one apart."""
     assert prove(prices=[0, 0, 0], target=[2, 1, 1], units=(0, 1)).experts_TK.ravel().tolist() == [0, 0, 1, 2]

@@ -182,7 +182,8 @@ def test_a_violated_claim_fails_its_check(result, column, value, claim):
 def test_a_wrong_optimum_fails_the_duality_check(result):
     """The dual value in the rows is measured, so a bias or plan that is not optimal would show."""
     rows = [
-        {**row, "lp_dual_value": row["lp_dual_value"] + 1.0} if row["kind"] == "optimum" else row for row in result.rows
+        {**row, "lp_upper_bound": row["lp_upper_bound"] + 1.0} if row["kind"] == "optimum" else row
+        for row in result.rows
     ]
     failed = [check for check in run_checks(type(result)(result.study, rows, result.folder)) if not check.holds]
     assert [check.claim for check in failed] == ["LP duality"]
