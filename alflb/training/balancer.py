@@ -349,7 +349,7 @@ class LoadBalancer:
         return self._layers[name]
 
     def _sum_counts(self) -> list[tuple[Layer, Counted]]:
-        """This rank's layers that saw tokens, with their counts of all devices and ranks: one all-reduce, one copy."""
+        """The layers that saw tokens, with their counts of all devices and ranks: one all-reduce, one copy."""
         counts = {name: layer.counts(self._device) for name, layer in self._layers.items()}
         progress = f"{_describe(self.rule)}, step {self.num_steps}"
         summed = self._exchange.sum(counts, {name: layer.bias_E for name, layer in self._layers.items()}, progress)
@@ -394,12 +394,13 @@ class LoadBalancer:
 def _refuse_half_a_batch() -> None:
     """Raise between two micro-batches of accelerate, whose optimizers do nothing there."""
     accelerate_state = sys.modules.get("accelerate.state")
-    if accelerate_state is not None and accelerate_state.GradientState._shared_state:
-        if not accelerate_state.GradientState().sync_gradients:
-            raise RuntimeError(
-                "accelerate is accumulating gradients, so optimizer.step() has just done nothing; call step() only "
-                "where accelerator.sync_gradients is true"
-            )
+    if accelerate_state is None or not accelerate_state.GradientState._shared_state:
+        return
+    if not accelerate_state.GradientState().sync_gradients:
+        raise RuntimeError(
+            "accelerate is accumulating gradients, so optimizer.step() has just done nothing; call step() only "
+            "where accelerator.sync_gradients is true"
+        )
 
 
 def _load_only(rule: str | Rule, schedule: Schedule | float | None) -> Rule:

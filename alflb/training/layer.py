@@ -139,7 +139,7 @@ class Layer:
         }
 
     def check_saved(self, saved: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int64], State, bool]:
-        """Bias, summed loads, the rule's memory and whether it is frozen, out of `save`; ValueError if they do not fit."""
+        """Bias, summed loads, the rule's memory, whether it is frozen, as saved; ValueError if they do not fit."""
         refuse_missing({"bias", "total_load", "rule_state", "frozen"}, saved, f"state of layer {self.name!r}")
         bias_E = self._saved(saved, "bias", torch.float64)
         check_bias(bias_E, self.num_experts, name=f"the saved bias of layer {self.name!r}")
@@ -169,7 +169,9 @@ def watch(router: Router, layer: Layer, padding: Padding) -> list[Any]:
     """Count a router's picks from now on: hooks, first in line, so that they see what the router chose."""
     layout, module = router.layout, router.watched
     if layout.topk:
-        return TopKWatcher(layer.num_experts, lambda module, _, picks: layer.count(module, picks, padding)).attach(module)
+        return TopKWatcher(layer.num_experts, lambda module, _, picks: layer.count(module, picks, padding)).attach(
+            module
+        )
     if layout.argument is not None:
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -197,8 +199,8 @@ def _check_target(target: ArrayLike | None, num_experts: int, name: str) -> NDAr
     target_E = np.asarray(target, dtype=np.float64)
     if target_E.shape != (num_experts,) or not np.isfinite(target_E).all() or target_E.min() <= 0:
         raise ValueError(
-            f"target of layer {name!r} is {target_E.tolist()}; pass {num_experts} positive numbers, the loads wanted up "
-            "to a common factor"
+            f"target of layer {name!r} is {target_E.tolist()}; pass {num_experts} positive numbers, the loads "
+            "wanted up to a common factor"
         )
     return target_E
 
