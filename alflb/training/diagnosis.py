@@ -31,6 +31,8 @@ _FEWEST_CHANCES = 8
 _CORRELATED = 0.2
 _ONE_WAY = 0.9
 """Net movement over total movement of a bias that never turns back."""
+_WORSE = 1.5
+"""Counts that are so many times as far off the mean as at first have got worse."""
 _JUMP = 5.0
 """A step so many times the median one is a jump."""
 
@@ -258,7 +260,7 @@ def _jumped(bias_NE: FloatArray) -> Suspicion | None:
 
 
 def _running_away(bias_NE: FloatArray, counts_NE: FloatArray) -> Suspicion | None:
-    """Biases that keep going one way while the counts they are to move get no better."""
+    """Biases that keep going one way while the counts they are to move get worse."""
     quarter = len(counts_NE) // 4
     if quarter < 8:
         return None
@@ -267,12 +269,12 @@ def _running_away(bias_NE: FloatArray, counts_NE: FloatArray) -> Suspicion | Non
     one_way_E = (total_E > 0) & (np.abs(step_NE.sum(axis=0)) >= _ONE_WAY * total_E)
     off_NE = np.abs(counts_NE / counts_NE.mean(axis=1, keepdims=True) - 1)
     early, late = off_NE[:quarter].mean(), off_NE[-quarter:].mean()
-    if one_way_E.mean() < 0.5 or late < early or late < _CORRELATED:
+    if one_way_E.mean() < 0.5 or late < _WORSE * early or late < _CORRELATED:
         return None
     return Suspicion(
         "runaway",
-        f"the biases of {one_way_E.sum()} of {len(one_way_E)} experts kept going one way in the last half, and counts are "
-        f"{late:.0%} off the mean, after {early:.0%} at first",
+        f"the biases of {one_way_E.sum()} of {len(one_way_E)} experts kept going one way in the last half, and counts "
+        f"are {late:.0%} off the mean, after {early:.0%} at first",
         "the biases move other experts than those that are counted (another order or layer), the update has the wrong "
         "sign, or the router does not use the bias",
     )
