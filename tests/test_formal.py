@@ -142,6 +142,7 @@ def test_instances_have_ties_and_fractional_targets_and_every_kind_of_k():
 
 def test_without_coq_rows_say_so_and_nothing_fails(monkeypatch, capsys):
     monkeypatch.setattr(formal, "available", lambda: False)
+    monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
     (row,) = _runner.formal_rows(["C4"])
     assert row.passed
     assert row.verdict == f"skipped: {formal.INSTALL}"
