@@ -162,7 +162,7 @@ def test_without_coq_make_proofs_says_what_to_install(monkeypatch, capsys):
 def test_the_page_of_claims_lists_what_was_proved():
     theorem = formal.THEOREMS[0]
     detail = {"theorems": [{"file": f"{theorem.file}.v", "name": theorem.name, "s": 1.25}]}
-    row = _runner.Row(theorem.claim, "all sizes", "Coq", 1, None, None, True, "1 theorems, no axioms", 1.3, detail)
+    row = _runner.Row(theorem.claim, "all sizes", "Coq", 1, None, None, True, "proved", 1.3, detail)
     assert f"| `{theorem.name}` | `{theorem.file}.v` | 1.2 |" in _page._formal_table([row])
 
 

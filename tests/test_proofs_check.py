@@ -12,7 +12,7 @@ from alflb.kernels import numba_, reference
 from alflb.rules import make_rule
 from alflb.rules.proportional import Proportional
 from alflb.rules.sign import Sign
-from proofs_check import _runner, _smt
+from proofs_check import _runner, _smt, formal
 from proofs_check import c2_monotonicity_condition as c2
 from proofs_check import c4_absorbing_band as c4
 from proofs_check import c9_logarithmic_regret as c9
@@ -118,12 +118,13 @@ def test_regret_of_a_quadratic_by_step_size():
 @pytest.fixture(autouse=True)
 def short_proofs(monkeypatch):
     monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
+    monkeypatch.setattr(formal, "available", lambda: False)  # test_formal.py runs Coq
 
 
 def test_table_json_and_exit_code(capsys):
     assert main(["--claim", "C1", "--instances", "30", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof"]
+    assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof", "all sizes"]
     assert all(row["passed"] and row["claim"] == "C1" for row in rows)
     assert main(["--claim", "c5", "--budget", "3s"]) == 0
     out = capsys.readouterr().out

@@ -89,11 +89,11 @@ THEOREMS = (
     Theorem("LP", "duality", "exact_balance_optimal", "exact balance is optimal"),
     Theorem("BIAS", "bounded_bias", "bounded_bias", "spread(p_n) <= max(spread(p_0), rho + 2u), any batches"),
     Theorem("BIAS", "bounded_bias", "fixed_batch_gap", "D - LP* <= E B (rho + u) from step floor(E R / 2) on"),
-    Theorem("GAIN", "whiteness", "lagged_covariance", "the covariance of observations at every lag"),
     Theorem("GAIN", "whiteness", "white_iff_kalman", "observations are white iff the gain is Kalman's"),
+    Theorem("GAIN", "whiteness", "lagged_covariance", "the covariance of observations at every lag"),
     Theorem("GAIN", "whiteness", "kalman_gain_best", "that gain alone has the least next variance"),
 )
-"""Every main theorem, in the order of the claims page."""
+"""Every main theorem, the most important one of each claim first."""
 
 OTHER_CLAIMS = ("LP", "BIAS", "GAIN")
 """What is proved here and has no module of its own in `proofs_check`."""
