@@ -3,9 +3,12 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from proofs_check import _page, _runner, formal
 from proofs_check.__main__ import claims, main
@@ -128,6 +131,27 @@ def test_a_wrong_definition_is_found(name, changed_sources):
     changed_sources([(file, old, new) for file in ("definitions", "executable")])
     found = correspondence.disagreements(seed=1, count=5)
     assert any(line.startswith(quantity) for line in found), found
+
+
+@needs_coq
+def test_optima_of_the_exact_solver_are_optimal():
+    assert correspondence.refused_optima(seed=2, count=6) == []
+
+
+@needs_coq
+def test_a_plan_that_is_not_optimal_is_refused(monkeypatch):
+    """Two tokens exchange their experts: loads stay right, the value falls."""
+    honest = correspondence.solve_exact
+
+    def swapped(problem):
+        solution = honest(problem)
+        plan = solution.plan.toarray()
+        other = int(np.argmax((plan != plan[0]).any(axis=1)))
+        plan[[0, other]] = plan[[other, 0]]
+        return replace(solution, plan=csr_array(plan))
+
+    monkeypatch.setattr(correspondence, "solve_exact", swapped)
+    assert correspondence.refused_optima(seed=2, count=6)
 
 
 def test_instances_have_ties_and_fractional_targets_and_every_kind_of_k():
