@@ -61,8 +61,13 @@ class LogAdvice:
 
     @property
     def step_factor(self) -> Interval:
-        """By what to multiply the step size: best gain over gain."""
+        """By what to multiply the step size of a rule whose steps grow with the shortfall: best gain over gain."""
         return Interval(*(value / self.gain for value in self.best_gain))
+
+    @property
+    def sign_step_factor(self) -> Interval:
+        """The same for the sign rule, whose gain is its step size over the size of the shortfalls."""
+        return Interval(*(value * self.max_vio_possible / self.max_vio for value in self.step_factor))
 
 
 def advise_from_log(bias: ArrayLike, load: ArrayLike, *, target: ArrayLike | None = None) -> LogAdvice:
@@ -105,7 +110,7 @@ def advise_from_log(bias: ArrayLike, load: ArrayLike, *, target: ArrayLike | Non
     >>> stream = alflb.make_stream("logistic", num_tokens=1024, num_experts=8)
     >>> run = alflb.simulate(stream, alflb.make_rule("sign", 0.2), top_k=2, num_steps=200)
     >>> advice = advise_from_log(run.bias_NE, run.load_NE)
-    >>> advice.step_factor.high < 1  # the step was too large
+    >>> advice.sign_step_factor.high < 1  # the step was too large
     True
     """
     bias_NE, load_NE, target_E = _checked(bias, load, target)
