@@ -360,6 +360,23 @@ def test_a_gap_that_the_bounds_are_too_large_to_show_is_seen():
         certify(problem, worse, np.zeros(3), method="test")
 
 
+def test_a_loss_below_the_rounding_of_score_plus_bias_is_seen():
+    """At biases of 1e17 both tokens' scores round alike; what rounding took away decides."""
+    problem = AssignmentProblem([[1.0, 0.0, -1e18], [1.0, 0.5, -1e18], [0.0, 0.0, 5e17]], 1)
+    bias_E = np.array([1e17, 1e17, -2e17])
+    right, wrong = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
+    for plan, loss in ((right, 0.5), (wrong, 1.0)):
+        with pytest.raises(SolverError, match=rf"D\(p\) - value is {loss:.3e}"):
+            certify(problem, csr_array(plan), bias_E, method="test")
+    assert certify(problem, csr_array(right), np.array([-0.25, 0.25, 0.0]), method="test").gap == 0.0
+
+
+def test_a_value_that_overflows_is_never_proved():
+    plan = csr_array(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]))
+    with pytest.raises(SolverError, match="certified optimum"):
+        certify(AssignmentProblem(np.full((4, 2), 1.7e308), 1), plan, np.zeros(2), method="test")
+
+
 def test_a_forbidden_pair_is_never_proved():
     problem = AssignmentProblem([[1.0, -np.inf], [1.0, 0.0]], 1)
     with pytest.raises(SolverError, match="certified optimum"):
