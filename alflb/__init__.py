@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from alflb.metrics import summary as summary
     from alflb.observers import make_observers as make_observers
     from alflb.observers import observer_names as observer_names
+    from alflb.online import Regret as Regret
+    from alflb.online import plot_regret as plot_regret
+    from alflb.online import regret as regret
     from alflb.population import GumbelTopOne as GumbelTopOne
     from alflb.population import IndependentScores as IndependentScores
     from alflb.population import SampledScores as SampledScores
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from alflb.traces import write_trace as write_trace
     from alflb.training.diagnosis import diagnose as diagnose
     from alflb.trajectory import Trajectory as Trajectory
+    from alflb.verdict import Verdict as Verdict
+    from alflb.verify import verify_balance as verify_balance
 
 __version__ = "0.1.0"
 
@@ -69,6 +74,7 @@ _HOME = {
     "Static": "streams",
     "StreamingSolution": "exact",
     "TraceError": "traces",
+    "Regret": "online",
     "Trajectory": "trajectory",
     "advise": "advice",
     "backend_names": "kernels",
@@ -82,6 +88,8 @@ _HOME = {
     "make_rule": "rules",
     "make_schedule": "schedules",
     "make_stream": "streams",
+    "plot_regret": "online",
+    "regret": "online",
     "max_vio": "metrics",
     "max_vio_global": "metrics",
     "observer_names": "observers",
@@ -97,6 +105,8 @@ _HOME = {
     "step_certificate": "duality",
     "stream_names": "streams",
     "summary": "metrics",
+    "Verdict": "verdict",
+    "verify_balance": "verify",
     "write_trace": "traces",
 }
 

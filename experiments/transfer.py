@@ -107,3 +107,9 @@ def figure(rows: list[Row]) -> Figure:
 def _max_vio(scores_TE: np.ndarray, bias_E: np.ndarray, top_k: int) -> float:
     problem = AssignmentProblem(scores_TE, top_k)
     return float(metrics.max_vio(duality.allocate(problem, bias_E).load_E))
+
+
+VERDICT = (
+    "Supported: text is not stationary over tens of thousands of tokens, and a frozen bias is as good as its "
+    "last batches are representative."
+)

@@ -136,6 +136,7 @@ def test_balance_bound_of_equal_targets_is_false_for_unequal_ones():
     gap = duality.dual_value(problem, np.zeros(4)) - solve_exact(problem, method="highs").value
     allowed = bounds.gap_bound(duality.violation(load_E, problem.target_E).l1, 0.0, problem.score_range)
     assert (gap, allowed) == (8.0, 4.0)
+    assert duality.gap_certificate(problem, np.zeros(4)).gap_bound == 12.0
 
 
 def test_balance_bound_is_attained():

@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alflb.training.balancer import LoadBalancer as LoadBalancer
+    from alflb.training.biases import load_biases as load_biases
+    from alflb.training.biases import save_biases as save_biases
+    from alflb.training.capture import capture as capture
+    from alflb.training.log import Record as Record
+    from alflb.training.log import TrainingLog as TrainingLog
+    from alflb.training.log import read_log as read_log
     from alflb.training.routers import RouterLayout as RouterLayout
     from alflb.training.routers import add_bias as add_bias
     from alflb.training.routers import describe_router as describe_router
@@ -19,6 +25,12 @@ if TYPE_CHECKING:
     from alflb.training.step_report import StepReport as StepReport
 
 _HOME = {
+    "Record": "log",
+    "TrainingLog": "log",
+    "capture": "capture",
+    "load_biases": "biases",
+    "read_log": "log",
+    "save_biases": "biases",
     "LayerReport": "step_report",
     "LoadBalancer": "balancer",
     "RouterLayout": "routers",

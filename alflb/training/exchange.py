@@ -103,9 +103,7 @@ def merge_layers(ranks: Sequence[tuple[str, Mapping[str, tuple[int, NDArray[np.f
     return {name: first[name][1] for name in sorted(first)}
 
 
-_STAGES = (
-    "If they are pipeline stages that give their layers the same names, pass the process_group of each stage"
-)
+_STAGES = "If they are pipeline stages that give their layers the same names, pass the process_group of each stage"
 
 
 def _flatten(counts: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -62,6 +62,7 @@ class Layer:
         self.total_E = np.zeros(self.num_experts, dtype=np.int64)
         self.bias_E = np.zeros(self.num_experts)
         self.read()
+        self.previous_bias_E = self.bias_E
 
     def read(self) -> None:
         """Take the model's bias as the master bias."""
@@ -101,12 +102,11 @@ class Layer:
             return Move(self.bias_E, self.state)
         target_E = counted.load_E.sum() * self.weight_E / self.weight_E.sum()
         bias_E, state = rule.step(self.bias_E, Observation(t, target_E, load_E=counted.load_E), self.state)
-        if not np.isfinite(bias_E).all():
-            raise ValueError(f"{rule!r} made a bias of {self.name} at step {t} that is not finite; check its constants")
-        return Move(bias_E, state)
+        return Move(check_bias(bias_E, self.num_experts, name=f"the bias of {self.name} after step {t}"), state)
 
     def apply(self, move: Move, counted: Counted) -> None:
         """Take a step, and put the bias into the model."""
+        self.previous_bias_E = self.bias_E
         self.bias_E, self.state = move
         self.total_E = self.total_E + counted.load_E
         self.write()
@@ -119,7 +119,14 @@ class Layer:
     def report(self, counted: Counted) -> LayerReport:
         """The layer's part of a step's report."""
         return LayerReport(
-            self.name, self.label, counted.load_E, self.total_E, self.bias_E.copy(), self.weight_E, self.picks.top_k
+            self.name,
+            self.label,
+            counted.load_E,
+            self.total_E,
+            self.bias_E.copy(),
+            previous_bias_E=self.previous_bias_E,
+            target_E=self.weight_E,
+            top_k=self.picks.top_k,
         )
 
     def save(self) -> dict[str, Any]:
@@ -162,7 +169,9 @@ def watch(router: Router, layer: Layer, padding: Padding) -> list[Any]:
     """Count a router's picks from now on: hooks, first in line, so that they see what the router chose."""
     layout, module = router.layout, router.watched
     if layout.topk:
-        return TopKWatcher(layer.num_experts, lambda module, _, picks: layer.count(module, picks, padding)).attach(module)
+        return TopKWatcher(layer.num_experts, lambda module, _, picks: layer.count(module, picks, padding)).attach(
+            module
+        )
     if layout.argument is not None:
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ class LayerReport:
     """The same summed over steps, since attach or the last `LoadBalancer.reset_totals`."""
     bias_E: NDArray[np.float64]
     """The bias after this step, score units."""
+    previous_bias_E: NDArray[np.float64] | None = None
+    """The bias that led to these loads."""
     target_E: NDArray[np.float64] | None = None
     """Loads wanted, up to a common factor; None for equal ones."""
     top_k: int | None = None

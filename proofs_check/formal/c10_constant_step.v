@@ -1,5 +1,5 @@
-(* C10, a constant step: proportional rule p_(n+1) = p_n + eta (L - A_n), the same scores at every step, any targets, any
-   K. Pathwise, against every comparator q:
+(* C10, a constant step: proportional rule p_(n+1) = p_n + eta (L - A_n), the same scores at every step, any targets,
+   any K. Pathwise, against every comparator q:
 
      2 eta sum_(n < N) (D(p_n) - D(q))  <=  |p_0 - q|^2 + eta^2 sum_(n < N) |A_n - L|^2. *)
 
@@ -43,7 +43,8 @@ suff : 2%:R * eta * (\sum_(0 <= n < N) (D (iter n step p) - D q)) <=
   move/le_trans; apply; rewrite ler_add2r ler_subl_addr ler_addl.
   by apply: sumr_ge0 => k _; apply: sqr_ge0.
 elim: N => [|N IH]; first by rewrite !big_geq // !mulr0 addr0 subrr.
-rewrite !big_nat_recr //= [leLHS]mulrDr [eta ^+ 2 * _]mulrDr; apply: le_trans (ler_add IH (one_step (iter N step p) q)) _.
+rewrite !big_nat_recr //= [leLHS]mulrDr [eta ^+ 2 * _]mulrDr.
+apply: le_trans (ler_add IH (one_step (iter N step p) q)) _.
 rewrite le_eqVlt; apply/orP; left; apply/eqP; rewrite [LHS]addrACA; congr (_ + _).
 by rewrite addrA subrK.
 Qed.

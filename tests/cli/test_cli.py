@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from _processes import hear_interrupts
+from _processes import restore_interrupts
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -97,6 +97,27 @@ def test_inspect_trace_and_loads(run, trace, tmp_path):
     assert facts["max_vio_global"] == 0.25
 
 
+def test_a_folder_of_layers_is_described_layer_by_layer(run, tmp_path):
+    """Layers in the order of their numbers; the one that stands out is named, by each command in its own terms."""
+    for layer in (10, 2, 1):
+        scores = np.random.default_rng(layer).random((400, 4))
+        scores[:, 0] += 1.0 if layer == 10 else 0.0
+        write_trace(tmp_path / f"layer{layer}.npz", RouterTrace(scores, 2, metadata={"layer": layer}))
+    (tmp_path / "notes.txt").write_text("not a trace")
+    for command in (["inspect"], ["solve"], ["advise", "--batch-tokens", 64]):
+        facts = json.loads(run(*command, tmp_path, "--json").stdout)
+        assert list(facts["layers"]) == ["layer1.npz", "layer2.npz", "layer10.npz"]
+        shown = run(*command, tmp_path).stdout
+        assert f"worst layer: {facts['worst']}" in shown
+        if command[0] != "advise":
+            assert facts["worst"] == "layer10.npz"
+        alone = json.loads(run(*command, tmp_path / "layer2.npz", "--json").stdout)
+        assert facts["layers"]["layer2.npz"] == alone
+    steps = {name: one["step_size"] for name, one in facts["layers"].items()}
+    assert facts["worst"] == min(steps, key=steps.get)
+    assert "not a folder" in only_error(run("solve", tmp_path, "--out", tmp_path / "o.npz"))
+
+
 def test_inspect_counts_ties_at_the_boundary(run, tmp_path):
     np.save(tmp_path / "tied.npy", np.array([[1.0, 1.0, 0.0], [1.0, 0.5, 0.5], [1.0, 1.0, 1.0]]))
     ties = [
@@ -177,7 +198,9 @@ BAD = [
     (["solve", "foreign.npz"], "name one of its arrays"),
     (["solve", "foreign.npz", "--array", "c", "--top-k", "1"], "no array 'c'"),
     (["solve", "--array", "c"], "give a TRACE"),
-    (["solve", "."], "is a folder"),
+    (["solve", "empty"], "holds no .npz or .npy files"),
+    (["inspect", "empty"], "holds no .npz or .npy files"),
+    (["simulate", "empty"], "is a folder"),
     (["solve", "ok.npy", "--top-k", "1", "--out", "ok.npy/x.npz"], "Not a directory"),
     (["inspect", "text.npz"], "cannot be read"),
     (["simulate", "--rule", "sing"], "did you mean 'sign'"),
@@ -218,6 +241,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arg
     np.savez("foreign.npz", a=SCORES, b=np.zeros(3))
     (tmp_path / "truncated.npz").write_bytes((tmp_path / "foreign.npz").read_bytes()[:200])
     (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())
     assert words in only_error(run(*arguments))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -242,7 +266,7 @@ class TestInterruptions:
         arguments = command("study", "--smoke", "--out", tmp_path / "r", "--steps", "400")
         cells = tmp_path / "r" / "cells"
         with subprocess.Popen(
-            arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=hear_interrupts
+            arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=restore_interrupts
         ) as process:
             for _ in range(3600):  # compiling for the first time takes a while
                 if cells.exists() and len(list(cells.glob("*.parquet"))) >= 4:
