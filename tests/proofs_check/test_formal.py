@@ -14,7 +14,7 @@ from proofs_check import _page, _runner, formal
 from proofs_check.__main__ import claims, main
 from proofs_check.formal import correspondence
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(formal.FOLDER.glob("*.v"))
 
 needs_coq = pytest.mark.skipif(
