@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alflb.cli._arguments import ArrayOption, JsonOption, TopKOption, TraceArgument, open_trace
-from alflb.cli._console import out, plain, print_facts, reports_errors
+from alflb.cli._console import conclude, out, plain, print_facts, reports_errors
 from alflb.cli._layers import describe_layers
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def convert(
     left_out = made.metadata.get("tokens_left_out")
     note = f" (the last {left_out} tokens do not fill a batch and are left out)" if left_out else ""
     out.print(f"wrote {plain(str(target))}{note}", soft_wrap=True, highlight=False)
+    conclude(f"Look at it: alflb inspect {target}")
 
 
 def _facts(opened: RouterTrace | LoadTrace) -> Row:
