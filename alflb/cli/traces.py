@@ -45,11 +45,15 @@ def inspect(
         )
         return
     opened = _open_any(trace, array, top_k)
-    print_facts(_facts(opened), as_json, str(trace or "shipped trace"))
-    if isinstance(opened, RouterTrace) and not as_json:
+    facts = _facts(opened)
+    print_facts(facts, as_json, str(trace or "shipped trace"), UNITS)
+    if as_json:
+        return
+    if isinstance(opened, RouterTrace):
         counted = histogram(opened.scores_TE, bins=16)
         if counted is not None:
             _print_histogram(*counted)
+    conclude(of_trace(facts) if isinstance(opened, RouterTrace) else of_loads(facts))
 
 
 @reports_errors
