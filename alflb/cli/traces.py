@@ -13,6 +13,7 @@ import typer
 from alflb.cli._arguments import ArrayOption, JsonOption, TopKOption, TraceArgument, open_trace
 from alflb.cli._console import conclude, out, plain, print_facts, reports_errors
 from alflb.cli._layers import describe_layers
+from alflb.cli._sentences import UNITS, of_loads, of_trace
 
 if TYPE_CHECKING:
     import numpy as np
