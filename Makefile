@@ -9,13 +9,14 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study study-smoke test lint types docs clean help
+.PHONY: study study-smoke test lint types proofs docs clean help
 
 help:
 	@echo "make study        run the main job, leaves $(OUT)/report.html   (ARGS='--steps 500 ...' is passed on)"
 	@echo "make study-smoke  the same at toy size, in seconds, leaves $(OUT)-smoke/"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests   (PYTHON=python3.13 VENV=.venv-3.13 runs them on another Python)"
 	@echo "make lint types   ruff and mypy"
+	@echo "make proofs       check the proofs for every size (needs Coq; says how to install it)"
 	@echo "make docs         build the documentation, leaves docs/_build/html"
 	@echo "make clean        remove the environment and all caches (reports stay)"
 
@@ -34,6 +35,9 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+proofs: $(READY)
+	$(BIN)/python -m proofs_check.formal
 
 docs: $(VENV)/.ready-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

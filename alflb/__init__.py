@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alflb.advice import Advice as Advice
     from alflb.advice import advise as advise
+    from alflb.advice_log import LogAdvice as LogAdvice
+    from alflb.advice_log import advise_from_log as advise_from_log
     from alflb.duality import center as center
     from alflb.duality import dual_value as dual_value
     from alflb.duality import gap_certificate as gap_certificate
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from alflb.metrics import summary as summary
     from alflb.observers import make_observers as make_observers
     from alflb.observers import observer_names as observer_names
+    from alflb.online import Regret as Regret
+    from alflb.online import plot_regret as plot_regret
+    from alflb.online import regret as regret
     from alflb.population import GumbelTopOne as GumbelTopOne
     from alflb.population import IndependentScores as IndependentScores
     from alflb.population import SampledScores as SampledScores
@@ -52,6 +57,8 @@ if TYPE_CHECKING:
     from alflb.traces import write_trace as write_trace
     from alflb.training.diagnosis import diagnose as diagnose
     from alflb.trajectory import Trajectory as Trajectory
+    from alflb.verdict import Verdict as Verdict
+    from alflb.verify import verify_balance as verify_balance
 
 __version__ = "0.1.0"
 
@@ -69,8 +76,11 @@ _HOME = {
     "Static": "streams",
     "StreamingSolution": "exact",
     "TraceError": "traces",
+    "Regret": "online",
     "Trajectory": "trajectory",
     "advise": "advice",
+    "LogAdvice": "advice_log",
+    "advise_from_log": "advice_log",
     "backend_names": "kernels",
     "center": "duality",
     "diagnose": "training.diagnosis",
@@ -82,6 +92,8 @@ _HOME = {
     "make_rule": "rules",
     "make_schedule": "schedules",
     "make_stream": "streams",
+    "plot_regret": "online",
+    "regret": "online",
     "max_vio": "metrics",
     "max_vio_global": "metrics",
     "observer_names": "observers",
@@ -97,6 +109,8 @@ _HOME = {
     "step_certificate": "duality",
     "stream_names": "streams",
     "summary": "metrics",
+    "Verdict": "verdict",
+    "verify_balance": "verify",
     "write_trace": "traces",
 }
 

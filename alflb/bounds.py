@@ -352,7 +352,7 @@ def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
 
 
 class SignRuleLaw(NamedTuple):
-    """What the law of section 6 predicts for the sign rule's steady state under sampling noise."""
+    """What the law of the sign rule's steady state under sampling noise predicts."""
 
     bias_sd: float
     """Root mean square over experts of the centered bias around p*, score units."""
@@ -377,7 +377,7 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     \sqrt{2/\pi}\,h\,E[x^2]/s`, and sign^2 = 1 exactly. Loads sum to K T, so two experts' signs have correlation
     (2/pi) arcsin(-1/(E-1)), hence :math:`c = 1 + \tfrac2\pi\arcsin\tfrac1{E-1}` on mean-zero directions; where L is
     whole, an expert is balanced and does not move with probability :math:`1/(\sqrt{2\pi}\,\sigma T)`, which takes
-    that share off c. For small u this is the theory page's section 6, but for c, which it takes as 1.
+    that share off c. For small u it agrees with the first-order law in docs/theory, which takes c as 1.
 
     Parameters
     ----------
@@ -398,11 +398,46 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     return SignRuleLaw(still.bias_sd, still.load_sd, still.max_vio)
 
 
+def skewness_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
+    r"""How much larger the mean of the largest of E loads is than a normal law has it: loads are skewed.
+
+    Cornish and Fisher's first correction, :math:`1 + s (M^2 - 1) / (6 M)` with the skewness s of a load and the mean M
+    of the largest of E standard normals.
+
+    Examples
+    --------
+    >>> round(skewness_factor(num_tokens=1024, top_k=2, num_experts=16), 3)
+    1.015
+    """
+    share = top_k / num_experts
+    skewness = (1 - 2 * share) / math.sqrt(num_tokens * share * (1 - share))
+    largest = mean_normal_maximum(num_experts)
+    return 1 + skewness * (largest**2 - 1) / (6 * largest)
+
+
+def sampling_max_vio(num_tokens: int, top_k: int, num_experts: int) -> float:
+    """Mean MaxVio of a batch that sampling alone leaves: independent tokens, routed with the best fixed bias.
+
+    No step size and no rule that sees loads only goes below it on fresh batches.
+
+    Examples
+    --------
+    >>> round(sampling_max_vio(num_tokens=2048, top_k=6, num_experts=64), 3)
+    0.167
+    >>> sampling_max_vio(num_tokens=2048, top_k=4, num_experts=4)
+    0.0
+    """
+    if top_k >= num_experts:
+        return 0.0
+    law = sign_rule_law(0.0, num_tokens, top_k, np.ones(num_experts - 1))
+    return law.max_vio * skewness_factor(num_tokens, top_k, num_experts)
+
+
 class TargetMotion(NamedTuple):
     """How the optimal bias p* of a stream moves from batch to batch, and how noisy its batches are."""
 
     speed: float = 0.0
-    """Steady motion: root mean square over experts of the change of the centered p* in a step, score units."""
+    """Steady motion: root mean square over experts of the change of the centered p* per step, score units."""
     diffusion: float = 0.0
     """Random walk: variance per expert of that change, score units squared; independent from step to step."""
     overdispersion: float = 1.0

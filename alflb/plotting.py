@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -53,12 +54,17 @@ STYLE: dict[Any, Any] = {
 _P = ParamSpec("_P")
 
 
+def draw_in_style() -> AbstractContextManager[None]:
+    """What is drawn in this context has `STYLE`; the settings of others stay as they are."""
+    return mpl.rc_context(STYLE)
+
+
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     """Draw in `STYLE` without changing matplotlib's settings for anyone else."""
 
     @functools.wraps(draw)
     def in_style(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
+        with draw_in_style():
             return draw(*args, **kwargs)
 
     return in_style
@@ -70,7 +76,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, Pat
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         target = stem.with_name(f"{stem.name}.{kind}")
-        with mpl.rc_context(STYLE), atomic_write(target) as file:
+        with draw_in_style(), atomic_write(target) as file:
             figure.savefig(file, format=kind, dpi=170, metadata=metadata)
         written.append(target)
     return written[0], written[1]
@@ -91,10 +97,10 @@ def new_figure(
     return figure, list(grid.ravel())
 
 
-def ramp(count: int, name: str = "viridis") -> list[Any]:
-    """Ordered colors, dark to light, without the palest end."""
+def ramp(count: int, name: str = "plasma") -> list[Any]:
+    """Ordered colors, dark to light, without the palest end, which is lost on white."""
     color_map = mpl.colormaps[name]
-    return [color_map(x) for x in np.linspace(0.0, 0.92 if name == "viridis" else 1.0, max(count, 1))]
+    return [color_map(x) for x in np.linspace(0.0, 0.8 if name == "plasma" else 1.0, max(count, 1))]
 
 
 def legend_below(figure: Figure, axis: Axes, *, columns: int = 7) -> None:

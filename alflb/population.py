@@ -391,6 +391,11 @@ class SampledScores(Population):
         self.scores_TE = check_scores(scores)
         if not np.isfinite(self.scores_TE).all():
             raise ValueError("scores hold -inf; a population needs finite scores")
+        if self.scores_TE.shape[0] < self.scores_TE.shape[1]:
+            raise ValueError(
+                f"scores have shape {self.scores_TE.shape}, fewer tokens than experts; pass more tokens, or scores.T "
+                "if they are (experts, tokens)"
+            )
         self.top_k = check_top_k(top_k, self.scores_TE.shape[1])
         if self.top_k == self.num_experts:
             raise ValueError(f"top_k is {top_k}, all experts; nothing depends on the bias then")

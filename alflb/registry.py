@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """The one error for every misspelt name: what it was, the nearest known name, and all names."""
+    """The one error for every misspelled name: what it was, the nearest known name, and all names."""
     choices = sorted(known)
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

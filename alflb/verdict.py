@@ -36,11 +36,23 @@ class Verdict:
     holds: bool
     witness: Mapping[str, Any] = field(default_factory=dict)
     """A counterexample if the claim fails, the tightest instance otherwise; may be empty."""
+    vacuous: str = ""
+    """Why the bound says nothing about this instance; empty if it says something."""
 
     @classmethod
-    def of(cls, claim: str, statement: str, *, measured: Number, bound: Number, instances: int = 1) -> Verdict:
+    def of(
+        cls,
+        claim: str,
+        statement: str,
+        *,
+        measured: Number,
+        bound: Number,
+        instances: int = 1,
+        witness: Mapping[str, Any] | None = None,
+        vacuous: str = "",
+    ) -> Verdict:
         """Hold a number against its bound; NaN on either side fails."""
-        return cls(claim, statement, instances, measured, bound, bool(measured <= bound))
+        return cls(claim, statement, instances, measured, bound, bool(measured <= bound), witness or {}, vacuous)
 
     @property
     def slack(self) -> Number:

@@ -17,9 +17,9 @@ from proofs_check import c5_finite_entry as c5
 from proofs_check import law_sign_rule as law
 from proofs_check._instances import Instance
 from proofs_check._runner import Row
-from proofs_check.formal import THEOREMS
 from proofs_check._witnesses import WITNESSES
 from proofs_check.c9_logarithmic_regret import quadratic_regret
+from proofs_check.formal import THEOREMS
 
 LAW_STEPS = 6000
 LAW_REGIMES = (
@@ -76,7 +76,9 @@ def _table(rows: list[Row]) -> str:
 
 def _formal_table(rows: list[Row]) -> str:
     """What Coq proved in this run, or that it was not there."""
-    seconds = {one["name"]: one["s"] for row in rows if row.part == "all sizes" for one in row.detail.get("theorems", [])}
+    seconds = {
+        one["name"]: one["s"] for row in rows if row.part == "all sizes" for one in row.detail.get("theorems", [])
+    }
     if not seconds:
         return "Coq was not installed for this run."
     lines = ["| claim | proved for all sizes | theorem | file | s |", "|" + "---|" * 5]

@@ -83,6 +83,33 @@ def test_the_sharper_times_are_never_longer(num_experts, score_range):
     assert sharp <= bounds.entry_time(num_experts, score_range, 0.25) + 1
 
 
+def test_odd_entry_times_are_rounded_down():
+    assert bounds.sharp_entry_time(5, score_range=1.0, step_size=0.25) == 7  # R = 3, 15 / 2
+
+
+def test_overdispersion_multiplies_the_variance_of_loads():
+    plain, texts = (
+        bounds.tracking_cost("sign", 0.0, bounds.TargetMotion(overdispersion=o), 101, 1, [0.5]) for o in (1.0, 9.0)
+    )
+    assert plain.load_sd == pytest.approx(np.sqrt(0.25 / 101))
+    assert texts.load_sd == pytest.approx(3 * plain.load_sd)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9])
+def test_the_noise_of_a_sign_rule_that_lags_is_that_of_the_recursion(share):
+    """Two experts, one mode: e <- e - u sign(h e + noise) + v, run 2,000 times side by side."""
+    step_size, curvature, num_tokens = 0.004, 0.2, 1001
+    noise_sd, speed = np.sqrt(0.25 / num_tokens), share * step_size
+    rng, bias_R, square = np.random.default_rng(0), np.zeros(2000), []
+    for t in range(2000):
+        surplus_R = curvature * bias_R + noise_sd * rng.standard_normal(2000)
+        bias_R = bias_R - step_size * np.sign(surplus_R) + speed
+        if t >= 1000:
+            square.append(np.mean(bias_R**2))
+    cost = bounds.tracking_cost("sign", step_size, bounds.TargetMotion(speed=speed), num_tokens, 1, [curvature])
+    assert cost.bias_sd == pytest.approx(np.sqrt(np.mean(square)), rel=0.01)
+
+
 def test_gradient_moments_agree_at_balance():
     assert bounds.gradient_second_moment([0.25] * 4, 8) == pytest.approx((1 - 1 / 4) / 8)
     assert bounds.gradient_second_moment_bound(0.25, 4, 1, 8) == pytest.approx(

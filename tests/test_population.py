@@ -51,6 +51,13 @@ def test_picks_sum_to_k_and_optimum_balances(shape, top_k):
         assert abs(optimum.mean()) < 1e-12
 
 
+def test_nodes_are_dense_where_the_top_k_is_decided():
+    """Many unlike experts: quantiles of each alone leave the few scores around the K-th best too coarse a grid."""
+    offsets = 3.0 * np.random.default_rng(0).standard_normal(256)
+    coarse, fine = (IndependentScores(stats.logistic(), 128, offsets=offsets, order=order) for order in (12, 20))
+    assert np.abs(coarse.pick_probability(np.zeros(256)) - fine.pick_probability(np.zeros(256))).max() < 1e-13
+
+
 def test_more_nodes_change_nothing():
     coarse = IndependentScores(stats.logistic(), 3, offsets=np.linspace(-1, 1, 9))
     fine = IndependentScores(stats.logistic(), 3, offsets=np.linspace(-1, 1, 9), order=40)

@@ -7,7 +7,7 @@ from alflb import duality
 from alflb.exact import solve_exact
 from alflb.observers import make_observers, observer_names
 from alflb.problem import AssignmentProblem
-from alflb.rules import Observation, Rule, make_rule
+from alflb.rules import Observation, Rule, Sight, make_rule
 from alflb.simulation import simulate
 from alflb.streams import Static, make_stream
 from alflb.traces import load_router_trace
@@ -228,6 +228,27 @@ class Recorder(Rule):
     def step(self, bias_E, seen, state):
         self.seen.append((seen.t, seen.load_E.copy(), bias_E.copy()))
         return bias_E + seen.t, state
+
+
+class EarlyRecorder(Rule):
+    """Writes down which step it is shown, before the batch is routed."""
+
+    sees = Sight.SCORES_BEFORE_ROUTING
+
+    def __init__(self):
+        self.seen = []
+
+    def step(self, bias_E, seen, state):
+        self.seen.append((seen.t, seen.scores_TE, seen.top_k))
+        return bias_E + seen.t, state
+
+
+def test_a_rule_that_sees_scores_first_counts_the_same_steps_and_sets_the_bias_of_its_batch():
+    rule = EarlyRecorder()
+    run = simulate(Static(SCORES), rule, top_k=1, num_steps=3)
+    assert [t for t, *_ in rule.seen] == [1, 2, 3]
+    assert all(scores_TE is rule.seen[0][1] and top_k == 1 for _, scores_TE, top_k in rule.seen)
+    np.testing.assert_array_equal(run.bias_NE[:, 0], [1.0, 3.0, 6.0, 6.0])
 
 
 def test_rule_and_observers_count_steps_from_one_and_see_the_same_step():

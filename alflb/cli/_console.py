@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -49,19 +49,24 @@ def run_app(app: Callable[[], None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-        code: Any = 0
-    except SystemExit as ending:
-        code = ending.code
+        code = _exit_code(app)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    try:
-        sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer has nowhere to go
-        if not isinstance(error, BrokenPipeError):
-            fail(f"standard output: {error.strerror or error}", 2)
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away
+            raise SystemExit(1) from None
+        fail(f"standard output: {error.strerror or error}", 2)
     raise SystemExit(code)
+
+
+def _exit_code(app: Callable[[], None]) -> Any:
+    try:
+        app()
+    except SystemExit as ending:
+        return ending.code
+    return 0
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -102,8 +107,13 @@ def fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def print_facts(facts: dict[str, Any], as_json: bool, title: str) -> None:
-    """Print named facts as a table, or as one JSON object; lists are for the JSON object only."""
+def print_facts(
+    facts: dict[str, Any], as_json: bool, title: str, units: Mapping[str, str] | None = None, conclusion: str = ""
+) -> None:
+    """Print named facts as a table with units, and what follows from them; or as one JSON object.
+
+    Lists are for the JSON object only. The table rounds to four digits, the JSON object does not.
+    """
     if as_json:
         print_json(facts)
         return
@@ -112,8 +122,16 @@ def print_facts(facts: dict[str, Any], as_json: bool, title: str) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if not isinstance(value, list):
-            table.add_row(plain(name), plain(_words(value)))
+            unit = f" {units[name]}" if units and name in units and value is not None else ""
+            table.add_row(plain(name), plain(in_words(value)) + unit)
     out.print(table)
+    conclude(conclusion)
+
+
+def conclude(sentence: str) -> None:
+    """Print the sentence that a reader can act on, below what it follows from."""
+    if sentence:
+        out.print(f"\n[bold]{plain(sentence)}[/]", highlight=False)
 
 
 def print_json(value: Any) -> None:
@@ -129,11 +147,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A fact as a table shows it."""
     if value is None:
         return "none"
     if isinstance(value, float):
-        return f"{value:.10g}"
+        return f"{value:,.1f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return str(value)
 
 
@@ -158,6 +177,14 @@ class _Bar:
 
     def advance(self, units: float) -> None:
         self._progress.advance(self._task, units)
+
+
+def announce_compilation() -> None:
+    """Say once, on standard error, why the first run on a machine takes longer."""
+    from alflb.cli.doctor import compiled_kernels
+
+    if compiled_kernels() == 0:
+        err.print("compiling the kernels, once per machine and version: about a minute", highlight=False)
 
 
 @contextlib.contextmanager

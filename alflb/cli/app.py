@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from alflb.cli._arguments import ListingCommand
 from alflb.cli._console import run_app
 from alflb.cli.doctor import doctor
+from alflb.cli.guarantees import regret, schedules, verify
 from alflb.cli.run import advise, simulate, solve
 from alflb.cli.study import study
 from alflb.cli.traces import convert, inspect
@@ -16,7 +18,6 @@ from alflb.cli.training import capture, diagnose
 app = typer.Typer(
     name="alflb",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="""Auxiliary-loss-free load balancing of Mixture-of-Experts routers, held against the exact optimum.
 
@@ -42,8 +43,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for command in (study, simulate, solve, advise, inspect, convert, capture, diagnose, doctor):
-    app.command()(command)
+for command in (study, simulate, solve, advise, verify, regret, schedules, inspect, convert, capture, diagnose, doctor):
+    app.command(cls=ListingCommand)(command)
 
 
 if __name__ == "__main__":

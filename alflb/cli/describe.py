@@ -35,6 +35,7 @@ def describe_solution(problem: AssignmentProblem, solution: AssignmentSolution) 
         "residual_picks": solution.residuals.picks,
         "residual_load": solution.residuals.load,
         "residual_slackness": solution.residuals.slackness,
+        **({"forbidden_below": solution.forbidden_below} if np.isfinite(solution.forbidden_below) else {}),
         "unbalanced_topk_affinity": greedy_affinity,
         "max_vio_bias_0": float(metrics.max_vio(greedy_load_E)),
         "bias_spread": duality.spread(solution.bias_E),

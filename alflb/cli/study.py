@@ -17,7 +17,7 @@ from alflb.cli._arguments import (
     TopKOption,
     open_trace,
 )
-from alflb.cli._console import err, out, plain, progress_bar, reports_errors
+from alflb.cli._console import announce_compilation, conclude, err, out, plain, progress_bar, reports_errors
 
 if TYPE_CHECKING:
     from alflb.verdict import Verdict
@@ -32,10 +32,16 @@ def study(
     array: ArrayOption = None,
     top_k: TopKOption = None,
     rules: Annotated[
-        str | None, typer.Option(help="Comma-separated rules, each RULE or RULE:SCHEDULE, e.g. sign,sign:inverse_sqrt.")
+        str | None,
+        typer.Option(
+            help="Comma-separated, each RULE or RULE:SCHEDULE, e.g. sign,sign:inverse_sqrt. Rules: {rules}. "
+            "Schedules: {schedules}."
+        ),
     ] = None,
     step_sizes: Annotated[str | None, typer.Option(help="Comma-separated step sizes, e.g. 1e-3,1e-2.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of the defaults.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--num-steps", "--steps", help="Steps of every run, instead of the defaults.")
+    ] = None,
     seed: SeedOption = 0,
     smoke: Annotated[bool, typer.Option(help="Tiny sizes: every path in seconds, numbers without meaning.")] = False,
     jobs: JobsOption = 1,
@@ -48,17 +54,19 @@ def study(
     """
     from alflb.io import require_writable
     from alflb.studies.executors import open_executor
-    from alflb.studies.study import DEFAULT_ARMS, DEFAULT_STEP_SIZES, FULL, SMOKE, Study, run_study
+    from alflb.studies.study import DEFAULT_ARMS, FULL, SMOKE, Study, run_study
 
     plan = Study(
         trace=open_trace(trace, array, top_k),
         arms=_parse_arms(rules) if rules else DEFAULT_ARMS,
-        step_sizes=_parse_numbers(step_sizes) if step_sizes else DEFAULT_STEP_SIZES,
+        step_sizes=_parse_numbers(step_sizes) if step_sizes else None,
         size=SMOKE if smoke else FULL,
         num_steps=steps,
         seed=seed,
+        **({} if trace is None else {"name": trace.name}),
     )
     require_writable(out_folder)
+    announce_compilation()
     with open_executor(jobs, scheduler, err.print) as executor, progress_bar() as progress:
         result = run_study(plan, out_folder, progress, executor=executor)
     from alflb.studies.report import write_report  # matplotlib is not needed before
@@ -69,12 +77,14 @@ def study(
         print(report.as_json())
     else:
         _print_checks(report.checks)
+        conclude(report.conclusion)
         out.print(f"report: {plain(str(report.path))}", soft_wrap=True, highlight=False)
     if not report.holds:
         raise SystemExit(1)
 
 
 def _parse_arms(text: str) -> list[tuple[str, str]]:
+    """RULE:SCHEDULE, commas between; constant steps where no schedule is named."""
     arms = []
     for item in text.split(","):
         rule, _, schedule = item.strip().partition(":")

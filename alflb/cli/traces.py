@@ -12,31 +12,44 @@ import typer
 
 from alflb.cli._arguments import ArrayOption, JsonOption, TopKOption, TraceArgument, open_trace
 from alflb.cli._console import out, plain, print_facts, reports_errors
+from alflb.cli._layers import describe_layers
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from alflb.io import Row
     from alflb.traces import LoadTrace, RouterTrace
+
+_MAX_VIO = ("max_vio_global", "max_vio_own_bias", "max_vio_bias_0")
 
 
 @reports_errors
 def inspect(
     trace: TraceArgument = None, array: ArrayOption = None, top_k: TopKOption = None, as_json: JsonOption = False
 ) -> None:
-    """What is in a trace: shapes, score histogram, ties at the top-K boundary, load at bias 0."""
-    from alflb.cli.describe import describe_loads, describe_trace, histogram
-    from alflb.traces import LoadTrace
+    """What is in a trace: shapes, score histogram, ties at the top-K boundary, load at bias 0.
 
-    opened = _open_any(trace, array, top_k)
-    title = str(trace or "shipped trace")
-    if isinstance(opened, LoadTrace):
-        print_facts(describe_loads(opened), as_json, title)
+    Of a folder of traces, one per layer: MaxVio of each, and the layer where it is largest.
+    """
+    from alflb.cli.describe import histogram
+    from alflb.traces import RouterTrace
+
+    if trace is not None and trace.is_dir():
+        describe_layers(
+            trace,
+            lambda path: _facts(_open_any(path, array, top_k)),
+            _imbalance,
+            ("num_tokens", "num_experts", "top_k", *_MAX_VIO),
+            as_json=as_json,
+        )
         return
-    print_facts(describe_trace(opened), as_json, title)
-    counted = None if as_json else histogram(opened.scores_TE, bins=16)
-    if counted is not None:
-        _print_histogram(*counted)
+    opened = _open_any(trace, array, top_k)
+    print_facts(_facts(opened), as_json, str(trace or "shipped trace"))
+    if isinstance(opened, RouterTrace) and not as_json:
+        counted = histogram(opened.scores_TE, bins=16)
+        if counted is not None:
+            _print_histogram(*counted)
 
 
 @reports_errors
@@ -95,6 +108,18 @@ def convert(
     left_out = made.metadata.get("tokens_left_out")
     note = f" (the last {left_out} tokens do not fill a batch and are left out)" if left_out else ""
     out.print(f"wrote {plain(str(target))}{note}", soft_wrap=True, highlight=False)
+
+
+def _facts(opened: RouterTrace | LoadTrace) -> Row:
+    from alflb.cli.describe import describe_loads, describe_trace
+    from alflb.traces import LoadTrace
+
+    return describe_loads(opened) if isinstance(opened, LoadTrace) else describe_trace(opened)
+
+
+def _imbalance(facts: Row) -> float:
+    """MaxVio as the router was run: of its loads, else with its own bias, else without one."""
+    return next((float(facts[name]) for name in _MAX_VIO if name in facts), 0.0)
 
 
 def _open_any(path: Path | None, array: str | None, top_k: int | None) -> RouterTrace | LoadTrace:

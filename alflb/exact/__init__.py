@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 
 import numpy as np
@@ -10,9 +12,9 @@ from numpy.typing import ArrayLike
 from alflb.exact.batched import BatchedProblem
 from alflb.exact.certificate import certify, recertify
 from alflb.exact.results import AssignmentSolution, Residuals, SolverError
-from alflb.exact.streaming import StreamingSolution, solve_streaming
+from alflb.exact.streaming.results import MapBatches, StreamingSolution
 from alflb.exact.units import NeededScores
-from alflb.problem import AssignmentProblem, check_problem
+from alflb.problem import AssignmentProblem, check_count, check_number, check_problem
 from alflb.registry import unknown_name
 
 __all__ = [
@@ -103,19 +105,111 @@ def solve_exact(
     if isinstance(problem, BatchedProblem) or bias_init is not None:
         raise ValueError(f"method {method!r} takes scores in memory and no bias_init; use method 'screen'")
     solve = importlib.import_module(_REFERENCES[method]).solve
-    usual = _without_huge_scores(problem)
-    if usual is not None:
-        try:
-            return certify(problem, *solve(usual), method=method)
-        except SolverError:
-            pass  # some token may need them
+    limit = NeededScores.of(problem.scores_TE, problem.top_k).limit
+    is_huge_TE = (problem.scores_TE < np.float64(-limit)) & (problem.scores_TE > -np.inf)
+    if is_huge_TE.any():  # they would leave floating point no digits for the others, and are seldom needed
+        usual_TE = np.where(is_huge_TE, -np.inf, problem.scores_TE)
+        with contextlib.suppress(SolverError):
+            found = solve(AssignmentProblem(usual_TE, problem.top_k, problem.target_E))
+            return dataclasses.replace(certify(problem, *found, method=method), forbidden_below=-limit)
     return certify(problem, *solve(problem), method=method)
 
 
-def _without_huge_scores(problem: AssignmentProblem) -> AssignmentProblem | None:
-    """The problem with huge negative scores forbidden, which leave floating point no digits for the others."""
-    limit = NeededScores.of(problem.scores_TE, problem.top_k).limit
-    is_huge_TE = problem.scores_TE < np.float64(-limit)  # not rounded to float32
-    if not np.any(is_huge_TE & np.isfinite(problem.scores_TE)):
-        return None
-    return AssignmentProblem(np.where(is_huge_TE, -np.inf, problem.scores_TE), problem.top_k, problem.target_E)
+def solve_streaming(
+    problem: BatchedProblem,
+    *,
+    tolerance: float = 1e-6,
+    max_passes: int = 50,
+    evaluate_batches: MapBatches = map,
+    seed: int = 0,
+    sample_rows: int | None = None,
+    close_rows: int | None = None,
+    must_converge: bool = True,
+) -> StreamingSolution:
+    r"""Bounds of LP* of a pooled problem that agree to a relative `tolerance`, in memory independent of its size.
+
+    .. math:: \text{lower\_bound} = \langle\gamma, x'\rangle \;\le\; LP^* \;\le\; D(p) = \text{upper\_bound},\qquad
+              x' \text{ feasible.}
+
+    Parameters
+    ----------
+    problem : BatchedProblem
+        Batches that can be read again. Each pass costs one reading; batches of E^2 tokens or more keep the cost of
+        adding up summaries small.
+    tolerance : float
+        Relative gap, (upper_bound - lower_bound) / max(abs(upper_bound), abs(lower_bound)), at which to stop.
+    max_passes : int
+        Most readings of the batches, the survey included; at least 2.
+    evaluate_batches : callable
+        Like the builtin `map`: called with a picklable function and an iterable of (index, batch), returns the results
+        in that order. Results are at most O(E^2) numbers, so with batches given by handles (`BatchHandle`) next to
+        nothing travels: `alflb.studies.executors.ordered_map` sends them to other processes or machines. The
+        answer does not depend on it.
+    seed : int
+        Of the sample and of the dither; same seed, same bits.
+    sample_rows, close_rows : int, optional
+        Rows kept of the first and of every later pass; default min(1024 E, 2^16) and 64 E. Smaller ones save memory
+        and cost passes; a problem of at most `close_rows` tokens is solved exactly.
+    must_converge : bool
+        False: return the bounds reached, whatever they are (`StreamingSolution.converged` tells).
+
+    Returns
+    -------
+    StreamingSolution
+        Both bounds, the bias and the loads behind the upper one, passes, and the history of both bounds.
+
+    Raises
+    ------
+    SolverError
+        If the passes are used up before the gap is within the tolerance (or no balanced assignment exists).
+    ValueError
+        For bad arguments, a batch that is not one, or batches that differ from pass to pass.
+
+    Notes
+    -----
+    Both bounds hold in exact arithmetic for the scores as given: D and the value of x' are summed in float64 with
+    compensated sums, bounds on what rounding is left are added to the one and deducted from the other, and x' meets
+    the targets in whole units (`alflb.exact.units.target_units`; targets without a common denominator are rounded to
+    2^-50 or so of a token first, which is not accounted for).
+
+    x' may split tokens between experts, as the LP allows.
+
+    References
+    ----------
+    Han & Zhong, arXiv 2512.03915: primal and dual. Theory page, section 5: the comparator of hindsight regret.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def batches():
+    ...     return (np.random.default_rng(t).random((500, 4)) for t in range(20))
+    >>> solution = solve_streaming(BatchedProblem(batches, top_k=2))
+    >>> solution.lower_bound <= solution.upper_bound <= solution.lower_bound * (1 + 2e-6)
+    True
+    >>> solution.num_tokens, solution.converged
+    (10000, True)
+    """
+    tolerance = check_number(tolerance, "tolerance", positive=True)
+    max_passes = check_count(max_passes, "max_passes", minimum=2)
+    seed = check_count(seed, "seed", minimum=0)
+    for rows, name in ((sample_rows, "sample_rows"), (close_rows, "close_rows")):
+        if rows is not None:
+            check_count(rows, name)
+    from alflb.exact.streaming.search import find_bounds
+
+    solution = find_bounds(
+        problem,
+        tolerance=tolerance,
+        max_passes=max_passes,
+        map_batches=evaluate_batches,
+        seed=seed,
+        sample_rows=sample_rows,
+        close_rows=close_rows,
+    )
+    if must_converge and not solution.converged:
+        raise SolverError(
+            f"the relative gap is {solution.relative_gap:.3g} after {solution.passes} passes, not {tolerance:.3g}; "
+            "raise max_passes, sample_rows or tolerance, or pass must_converge=False for the bounds reached "
+            "(a lower bound of -inf may mean that no balanced assignment exists)"
+        )
+    return solution

@@ -15,6 +15,7 @@ neither adds to the sum nor widens what is allowed of it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -120,7 +121,8 @@ def recertify(problem: AssignmentProblem, solution: AssignmentSolution) -> Assig
     """
     if solution.plan is None:
         raise ValueError("solution has no plan to certify; problems read in batches carry their own certificate only")
-    return certify(problem, solution.plan, solution.bias_E, method=solution.method)
+    measured = certify(problem, solution.plan, solution.bias_E, method=solution.method)
+    return dataclasses.replace(measured, forbidden_below=solution.forbidden_below)
 
 
 def value_range(scores_TE: FloatArray) -> str:

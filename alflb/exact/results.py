@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,9 @@ class AssignmentSolution:
     needed); None for problems read in batches."""
     residuals: Residuals
     """What `certify` measured, or the solver's own certificate proved."""
+    forbidden_below: float = -math.inf
+    """Scores below this (masks such as -1e9, far larger in size than the others) were left out like -inf; the bounds
+    prove that the optimum uses none of them. -inf if nothing was left out."""
 
     @property
     def value(self) -> float:

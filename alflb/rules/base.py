@@ -128,6 +128,8 @@ class Rule(ABC):
     routes_as: ClassVar[str | None] = None
     """Name of the rule that gives the same loads, for a rule that differs from it in the mean of the bias only."""
 
+    is_reference: ClassVar[bool] = False
+    """Whether it is what rules are measured against, and not a rival of theirs."""
     exchanged: ClassVar[str | None] = None
     """Numbers that devices exchange per step, where they are not those that `sees` implies."""
 

@@ -32,6 +32,7 @@ class Exact(Rule):
     """
 
     sees: ClassVar[Sight] = Sight.SCORES_BEFORE_ROUTING
+    is_reference: ClassVar[bool] = True
 
     def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
         """The optimal bias of this batch."""

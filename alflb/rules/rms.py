@@ -29,7 +29,7 @@ class Rms(ScheduledRule):
 
     Notes
     -----
-    A sign rule with a soft zero: a bias whose shortfall keeps its size moves by u a step, whatever the size.
+    A sign rule with a soft zero: a bias whose shortfall keeps its size moves by u per step, whatever the size.
     There is no correction for the start, so the first step is u (1 - b1) / sqrt(1 - b2), 3.2 u by default. With
     b1 = 0 nothing moves at exact balance; otherwise once m has faded.
 

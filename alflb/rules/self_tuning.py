@@ -166,7 +166,7 @@ class SelfTuning(Rule):
     >>> stream = make_stream("logistic", num_tokens=1024, num_experts=8)
     >>> run = simulate(stream, make_rule("self_tuning"), top_k=2, num_steps=100)
     >>> violation_N = metrics.max_vio(run.load_NE, run.target_E)
-    >>> bool(violation_N[:10].mean() > 1.0), bool(violation_N[50:].mean() < 0.1)
+    >>> bool(violation_N[:10].mean() > 0.5), bool(violation_N[50:].mean() < 0.1)
     (True, True)
     """
 

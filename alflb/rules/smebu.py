@@ -1,4 +1,4 @@
-"""SMEBU, soft-clamped momentum expert bias updates: tanh of the shortfall, recentred, with momentum."""
+"""SMEBU, soft-clamped momentum expert bias updates: tanh of the shortfall, recentered, with momentum."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Smebu(ScheduledRule):
     beta : float
         Momentum, 0.5 in use.
     kappa : float
-        Steepness of the clamp, 2 in use; for large kappa it is the recentred sign rule with momentum.
+        Steepness of the clamp, 2 in use; for large kappa it is the recentered sign rule with momentum.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""Tokens in documents: neighbours share a topic, so a batch holds far fewer independent draws than tokens."""
+"""Tokens in documents: neighbors share a topic, so a batch holds far fewer independent draws than tokens."""
 
 from __future__ import annotations
 

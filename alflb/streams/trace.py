@@ -15,7 +15,7 @@ from alflb.registry import unknown_name
 from alflb.streams.base import STREAMS, seeded
 from alflb.traces import RouterTrace, load_router_trace
 
-_ORDERS = ("text", "batches", "shuffled")
+ORDERS = ("text", "batches", "shuffled")
 _DEFAULT_TOKENS = 2048
 
 
@@ -27,7 +27,7 @@ class TraceReplay:
     Real text is not stationary, so the order is part of the problem:
 
     * "text" keeps it, from the first token on: with the batch size of the run that was recorded, its own batches;
-    * "batches" keeps each batch whole but draws a new order of the batches for every pass (by the seed): neighbours
+    * "batches" keeps each batch whole but draws a new order of the batches for every pass (by the seed): neighbors
       in the text still meet in a batch, while drift from batch to batch is gone;
     * "shuffled" draws a new permutation of all tokens for every pass: batches are exchangeable.
 
@@ -59,8 +59,8 @@ class TraceReplay:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tokens", _batch_tokens(self.trace, self.num_tokens))
-        if self.order not in _ORDERS:
-            raise unknown_name("order", self.order, _ORDERS)
+        if self.order not in ORDERS:
+            raise unknown_name("order", self.order, ORDERS)
         available = len(self.scores_TE)
         if self.num_tokens > available:
             raise ValueError(f"num_tokens is {self.num_tokens} but the trace has {available} tokens; choose fewer")

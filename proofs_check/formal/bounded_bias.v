@@ -3,8 +3,8 @@
 
      spread(p_n)  <=  max(spread(p_0), rho + 2u).
 
-   For if p_j - p_k > rho, expert j beats k on every token, so A_j >= A_k and the difference does not grow; otherwise one
-   step adds at most 2u to it.
+   For if p_j - p_k > rho, expert j beats k on every token, so A_j >= A_k and the difference does not grow; otherwise
+   one step adds at most 2u to it.
 
    With C5 and C6: on a fixed batch, from p = 0, the dual gap is at most E B (rho + u) from step floor(E R / 2) on, B
    being the sharp band. *)

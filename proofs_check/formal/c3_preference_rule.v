@@ -39,7 +39,7 @@ by case/and4P=> kp kq jp jq; apply: (@order_reversed p q i); apply: (@topk_beats
 Qed.
 
 (* ---- the sign rule *)
-Theorem sign_preference u p i k j : 0 < u -> swaps p (sign_step K scores L u p) i k j ->
+Lemma sign_preference u p i k j : 0 < u -> swaps p (sign_step K scores L u p) i k j ->
   Num.sg (L k - (A p k)%:R) < Num.sg (L j - (A p j)%:R).
 Proof. by move=> u0 /preference_rule; rewrite /sign_step ![_ + _ * _]addrC !addrK ltr_pmul2l. Qed.
 

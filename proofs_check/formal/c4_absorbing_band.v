@@ -267,7 +267,7 @@ Qed.
 Lemma gives_neq s (a : 'I_E -> int) k j : gives s a k j -> k != j.
 Proof. by apply: contraTneq => ->; rewrite /gives; lia. Qed.
 
-Theorem sign_step_trade p : trade m total (loads p) (loads (step p)).
+Lemma sign_step_trade p : trade m total (loads p) (loads (step p)).
 Proof.
 move=> k; exists #|lost (step p) p k|, #|lost p (step p) k|; split.
 - by have := load_lost p (step p) k; rewrite /loads; lia.

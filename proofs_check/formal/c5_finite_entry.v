@@ -1,6 +1,6 @@
 (* C5, finite entry: sign rule with step u from p = 0, the same scores of range rho at every step, equal targets
-   L = K T / E, any K. Let R be a whole number with rho < 2 u R, such as floor(rho / 2u) + 1. Then every expert is inside
-   the sharp band of C4 from step floor(E R / 2) on, and from step R on if E <= 3.
+   L = K T / E, any K. Let R be a whole number with rho < 2 u R, such as floor(rho / 2u) + 1. Then every expert is
+   inside the sharp band of C4 from step floor(E R / 2) on, and from step R on if E <= 3.
 
    Idea: let k be overloaded and outside the band at step n. It has been so from the start (C4). A bias that exceeds k's
    by more than rho belongs to an expert with a load as large as k's, so no expert has been underloaded more than R

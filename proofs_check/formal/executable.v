@@ -1,5 +1,5 @@
-(* The definitions as programs, each proved equal to its definition: the abstract sums, sets and maxima of definitions.v do
-   not compute, loops over 0 ... n - 1 do. Numbers of any ordered domain; tests use rationals. *)
+(* The definitions as programs, each proved equal to its definition: the abstract sums, sets and maxima of definitions.v
+   do not compute, loops over 0 ... n - 1 do. Numbers of any ordered domain; tests use rationals. *)
 
 From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint rat.
 From alflb Require Import definitions topk.
@@ -64,7 +64,8 @@ Definition run_feasible (x : nat -> nat -> R) : bool :=
   [&& seq.all (fun i => seq.all (fun k => 0 <= x i k <= 1) (iota 0 E)) (iota 0 T),
       seq.all (fun i => loop +%R 0 E all (x i) == K%:R) (iota 0 T)
     & seq.all (fun k => loop +%R 0 T all (x ^~ k) == L k) (iota 0 E)].
-Definition run_value (x : nat -> nat -> R) := loop +%R 0 T all (fun i => loop +%R 0 E all (fun k => scores i k * x i k)).
+Definition run_value (x : nat -> nat -> R) :=
+  loop +%R 0 T all (fun i => loop +%R 0 E all (fun k => scores i k * x i k)).
 
 (* ---- each is its definition *)
 Let scores' (i : 'I_T) (k : 'I_E) : R := scores i k.
@@ -79,13 +80,13 @@ Proof. by rewrite inE run_rankE. Qed.
 Lemma run_top_sumE v : top_sum K (vector v) = run_top_sum v.
 Proof. by rewrite /run_top_sum -loopE; apply: eq_bigl => k; rewrite run_in_topkE. Qed.
 
-Lemma run_spreadE v : spread (vector v) = run_spread v.
+Theorem run_spreadE v : spread (vector v) = run_spread v.
 Proof. by rewrite /run_spread -loopE; apply: eq_bigr => j _; rewrite -loopE. Qed.
 
 Lemma run_picksE p (i : 'I_T) (k : 'I_E) : (k \in picks K scores' (vector p) i) = run_picks p i k.
 Proof. exact: run_in_topkE. Qed.
 
-Lemma run_loadE p (k : 'I_E) : load K scores' (vector p) k = run_load p k.
+Theorem run_loadE p (k : 'I_E) : load K scores' (vector p) k = run_load p k.
 Proof. by rewrite /run_load -countedE; apply: eq_card => i; rewrite in_set [RHS]in_set run_picksE. Qed.
 
 Theorem run_DE p : D K scores' (vector L) (vector p) = run_D p.
@@ -100,7 +101,7 @@ rewrite /run_benefit -loopE -run_top_sumE; congr (_ - _).
 by apply: eq_bigl => k; rewrite run_picksE.
 Qed.
 
-Theorem run_sign_stepE u p (k : 'I_E) :
+Lemma run_sign_stepE u p (k : 'I_E) :
   sign_step K scores' (vector L) u (vector p) k = run_sign_step u p k.
 Proof. by rewrite /sign_step run_loadE. Qed.
 
@@ -138,7 +139,7 @@ Qed.
 
 Let matrix (x : nat -> nat -> R) (i : 'I_T) (k : 'I_E) : R := x i k.
 
-Theorem run_feasibleP x : run_feasible x -> feasible K (vector L) (matrix x).
+Lemma run_feasibleP x : run_feasible x -> feasible K (vector L) (matrix x).
 Proof.
 have at_index n (P : pred nat) (k : 'I_n) : seq.all P (iota 0 n) -> P k.
   by move/allP; apply; rewrite mem_iota ltn_ord.
@@ -148,7 +149,7 @@ case/and3P=> bounds rows columns; split=> [i k|i|k].
 by have /eqP := at_index _ _ k columns; rewrite -loopE.
 Qed.
 
-Theorem run_valueE x : value scores' (matrix x) = run_value x.
+Lemma run_valueE x : value scores' (matrix x) = run_value x.
 Proof. by rewrite /run_value -loopE; apply: eq_bigr => i _; rewrite -loopE. Qed.
 
 End Programs.
@@ -173,7 +174,7 @@ have -> : (L k)%:~R - (load K scores p k)%:R = (L k - (load K scores p k)%:R)%:~
 by rewrite sgrEz sgz_int [in RHS]sgrEz intz.
 Qed.
 
-Theorem iter_sign_step_whole p n :
+Lemma iter_sign_step_whole p n :
   iter n (sign_step K scores' (read L) u%:~R) (read p) =1 read (iter n (sign_step K scores L u) p).
 Proof.
 elim: n => //= n IH k; rewrite -sign_step_whole.
@@ -186,3 +187,19 @@ End WholeNumbers.
 Definition whole_table (rows : seq (seq int)) (i k : nat) : int := nth 0 (nth [::] rows i) k.
 Definition table rows (i k : nat) : rat := (whole_table rows i k)%:~R.
 Definition row (values : seq int) (k : nat) : rat := (nth 0 values k)%:~R.
+
+(* Everything the library computes too, for one instance: scores, biases p and q, step u, targets L. *)
+Definition report T E K (scores : seq (seq int)) (p q : seq int) (u : int) (L : seq rat) : seq rat :=
+  let s := table scores in let target := nth 0 L in let tokens := iota 0 T in let experts := iota 0 E in
+  let A := run_load T E K s (row p) in let A' := run_load T E K s (row q) in let D := run_D T E K s target in
+  let m := run_multiplicity T E s (2%:R * u%:~R) in let rho := run_score_range T E s in
+  let violation := run_violation T E K s target (row p) in let width := run_spread E (row p) in
+  let R := find (fun R => rho < 2%:R * u%:~R * R%:R) (iota 0 400) in
+  let slope load := loop +%R 0 E xpredT (fun k => ((load k)%:R - target k) * (row q k - row p k)) in
+  [seq (run_picks E K s (row p) i k : nat)%:R | i <- tokens, k <- experts] ++ [seq (A k)%:R | k <- experts] ++
+  [:: loop +%R 0 T xpredT (fun i => run_top_sum E K (run_biased s (row p) i)); D (row p); D (row q);
+      loop +%R 0 T xpredT (run_benefit E K s (row p) (row q)); slope A; slope A'; violation;
+      run_affinity T E K s (row p); width; rho; 2%:R^-1 * violation * (width + rho); m%:R;
+      sharp_band [realFieldType of rat] m E; R%:R; (if (E <= 3)%N then R else (E * R)./2)%:R] ++
+  [seq run_proportional_step T E K s target u%:~R (row p) k | k <- experts] ++
+  run_signs T E K s target u%:~R [seq row p k | k <- experts] 3.

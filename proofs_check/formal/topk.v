@@ -52,7 +52,7 @@ Proof.
 by move=> k j e; apply/eqP/negPn/negP=> /(beats_total v)/orP[] /beats_rank; rewrite e ltnn.
 Qed.
 
-Lemma card_topk K v : (K <= E)%N -> #|topk K v| = K.
+Theorem card_topk K v : (K <= E)%N -> #|topk K v| = K.
 Proof.
 move=> KE; pose r k := Ordinal (rank_lt v k).
 have rI : injective r by move=> k j /(congr1 val) /rank_inj.

@@ -1,6 +1,6 @@
 (* Whiteness and the Kalman gain, for one mode of the bias. Let e_n be the error of the bias, the loads show
-   g_n = h e_n + v_n, and the proportional rule answers: e_(n+1) = e_n - eta g_n + w_n, where v is sampling noise and w the
-   motion of the optimum, uncorrelated with what came before. With P = Var(e_n) and S = Var(v_n):
+   g_n = h e_n + v_n, and the proportional rule answers: e_(n+1) = e_n - eta g_n + w_n, where v is sampling noise and w
+   the motion of the optimum, uncorrelated with what came before. With P = Var(e_n) and S = Var(v_n):
 
    - the observations are white (uncorrelated with all later ones) if and only if eta = h P / (h^2 P + S);
    - that gain, Kalman's, and no other makes the variance of the next error least.

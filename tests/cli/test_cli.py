@@ -10,7 +10,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from _processes import hear_interrupts
+import typer
+from _processes import restore_interrupts
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 import alflb
 from alflb.cli import describe
 from alflb.cli.app import app
+from alflb.exact import method_names
 from alflb.traces import LoadTrace, RouterTrace, write_trace
 
 SCORES = np.random.default_rng(0).random((16, 4))
@@ -52,11 +54,77 @@ def test_version(run):
     assert run("--version").stdout.strip() == alflb.__version__
 
 
-@pytest.mark.parametrize("command", ["study", "simulate", "solve", "inspect", "convert"])
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
 def test_help_explains_every_option(run, command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert command in run("--help").stdout
+
+
+def test_help_lists_what_can_be_chosen(run):
+    words = " ".join(run("simulate", "--help").stdout.replace("│", " ").split())
+    for names in (alflb.rule_names(), alflb.stream_names(), alflb.schedule_names(), alflb.backend_names()):
+        assert ", ".join(names) in words
+    assert "{" not in words
+    assert ", ".join(method_names()) in " ".join(run("solve", "--help").stdout.replace("│", " ").split())
+
+
+CONCLUSIONS = [
+    (["simulate", "--stream", "gumbel", "--tokens", "256", "--experts", "4", "--top-k", "1"], "of which 0.1"),
+    (["simulate", "--static", "--tokens", "64", "--step-size", "0.5"], "none of it is sampling"),
+    (["solve"], "Certified: there is a balanced plan worth 69692.9134 score units"),
+    (["advise", "--batch-tokens", "2048"], "Use the sign rule with u = 0.00097"),
+    (["verify", "--tokens", "64", "--steps", "50"], "All bounds hold, but C4, C5"),
+    (["regret", "--stream", "gumbel", "--tokens", "32", "--experts", "8", "--steps", "9"], "In 9 steps the rule lost"),
+    (["schedules"], "Use one by --schedule NAME"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), CONCLUSIONS, ids=lambda value: value[0] if isinstance(value, list) else ""
+)
+def test_a_command_ends_with_a_sentence_to_act_on(run, arguments, sentence):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert sentence in " ".join(result.stdout.split("\n\n")[-1].split())
+
+
+def test_verify_marks_what_is_vacuous_and_fails_with_exit_code_1(run, monkeypatch):
+    rows = json.loads(run("verify", "--tokens", "64", "--steps", "50", "--json").stdout)
+    assert [row["claim"] for row in rows] == ["C1", "C2", "C4", "C5", "C6"]
+    assert all(row["holds"] for row in rows)
+    assert "wider than L" in rows[2]["vacuous"]
+    monkeypatch.setattr(alflb.bounds, "gap_bound", lambda *widths: 0.0)
+    failed = run("verify", "--tokens", "64", "--steps", "50")
+    assert failed.exit_code == 1
+    assert "C6 FAILED" in failed.stdout
+
+
+def test_regret_and_schedules_draw_figures(run, tmp_path):
+    done = run(
+        "regret", "--stream", "gumbel", "--tokens", 32, "--experts", 8, "--steps", 9, "--figure", tmp_path / "r.png"
+    )
+    assert done.exit_code == 0, done.output
+    assert run("schedules", "--plot", tmp_path / "s").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.png", "r.svg", "s.png", "s.svg"]
+
+
+UNUSED = [
+    (["simulate", "--experts", "8"], "--num-experts"),
+    (["simulate", "--seed", "1"], "--seed"),
+    (["simulate", "--stream", "gumbel", "--order", "text"], "--order"),
+    (["simulate", "--stream", "gumbel", "--array", "a"], "--array"),
+    (["simulate", "--rule", "qb", "--step-size", "1"], "--step-size"),
+    (["simulate", "--rule", "none", "--schedule", "linear"], "--schedule"),
+    (["simulate", "--rule", "exact", "--warm-up", "3"], "--warm-up"),
+    (["regret", "--experts", "8"], "--num-experts"),
+    (["verify", "--rule", "bip", "--step-size", "1"], "--step-size"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "option"), UNUSED, ids=lambda value: " ".join(value))
+def test_an_option_without_an_effect_is_an_error(run, arguments, option):
+    assert f"{option} has no effect" in only_error(run(*arguments))
 
 
 def test_solve_prints_the_certificate(run, trace):
@@ -95,6 +163,27 @@ def test_inspect_trace_and_loads(run, trace, tmp_path):
     facts = json.loads(run("inspect", tmp_path / "loads.npz", "--json").stdout)
     assert facts["max_vio_batch_mean"] == 0.25
     assert facts["max_vio_global"] == 0.25
+
+
+def test_a_folder_of_layers_is_described_layer_by_layer(run, tmp_path):
+    """Layers in the order of their numbers; the one that stands out is named, by each command in its own terms."""
+    for layer in (10, 2, 1):
+        scores = np.random.default_rng(layer).random((400, 4))
+        scores[:, 0] += 1.0 if layer == 10 else 0.0
+        write_trace(tmp_path / f"layer{layer}.npz", RouterTrace(scores, 2, metadata={"layer": layer}))
+    (tmp_path / "notes.txt").write_text("not a trace")
+    for command in (["inspect"], ["solve"], ["advise", "--batch-tokens", 64]):
+        facts = json.loads(run(*command, tmp_path, "--json").stdout)
+        assert list(facts["layers"]) == ["layer1.npz", "layer2.npz", "layer10.npz"]
+        shown = run(*command, tmp_path).stdout
+        assert f"worst layer: {facts['worst']}" in shown
+        if command[0] != "advise":
+            assert facts["worst"] == "layer10.npz"
+        alone = json.loads(run(*command, tmp_path / "layer2.npz", "--json").stdout)
+        assert facts["layers"]["layer2.npz"] == alone
+    steps = {name: one["step_size"] for name, one in facts["layers"].items()}
+    assert facts["worst"] == min(steps, key=steps.get)
+    assert "not a folder" in only_error(run("solve", tmp_path, "--out", tmp_path / "o.npz"))
 
 
 def test_inspect_counts_ties_at_the_boundary(run, tmp_path):
@@ -177,7 +266,9 @@ BAD = [
     (["solve", "foreign.npz"], "name one of its arrays"),
     (["solve", "foreign.npz", "--array", "c", "--top-k", "1"], "no array 'c'"),
     (["solve", "--array", "c"], "give a TRACE"),
-    (["solve", "."], "is a folder"),
+    (["solve", "empty"], "holds no .npz or .npy files"),
+    (["inspect", "empty"], "holds no .npz or .npy files"),
+    (["simulate", "empty"], "is a folder"),
     (["solve", "ok.npy", "--top-k", "1", "--out", "ok.npy/x.npz"], "Not a directory"),
     (["inspect", "text.npz"], "cannot be read"),
     (["simulate", "--rule", "sing"], "did you mean 'sign'"),
@@ -218,6 +309,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arg
     np.savez("foreign.npz", a=SCORES, b=np.zeros(3))
     (tmp_path / "truncated.npz").write_bytes((tmp_path / "foreign.npz").read_bytes()[:200])
     (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())
     assert words in only_error(run(*arguments))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -242,7 +334,7 @@ class TestInterruptions:
         arguments = command("study", "--smoke", "--out", tmp_path / "r", "--steps", "400")
         cells = tmp_path / "r" / "cells"
         with subprocess.Popen(
-            arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=hear_interrupts
+            arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=restore_interrupts
         ) as process:
             for _ in range(3600):  # compiling for the first time takes a while
                 if cells.exists() and len(list(cells.glob("*.parquet"))) >= 4:

@@ -28,7 +28,7 @@ def rounding(problem, plan):
 
 def largest(problem):
     """The largest finite score in size."""
-    return np.abs(problem.scores_TE[problem.scores_TE > -np.inf]).max()
+    return float(np.abs(problem.scores_TE[problem.scores_TE > -np.inf]).max())
 
 
 def refuses(problem, words):
@@ -118,6 +118,8 @@ def test_a_mask_of_any_size_is_a_forbidden_pair(mask, method):
     solution = solve_exact(problem, method=method)
     assert solution.value == pytest.approx(99.003388, abs=1e-6)
     assert recertify(problem, solution).gap < 1e-12
+    assert (mask < recertify(problem, solution).forbidden_below) == (mask < -1e5)  # and is said to be one
+    assert solve_exact(AssignmentProblem(MASKED, 2), method=method).forbidden_below == -np.inf
 
 
 @pytest.mark.parametrize("huge", [-3e38, -1.7e308])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from alflb import simulate
-from alflb.rules import Observation, Projected, Sight, make_rule
+from alflb.rules import Observation, Projected, Sight, make_rule, relative_shortfall
+from alflb.rules.quantiles import ranks
 from alflb.schedules import InverseSqrt
 from alflb.streams import Static
 from alflb.streams.logarithm import LogScores
@@ -45,6 +46,16 @@ def test_recentred_sign():
 def test_proportional():
     # (target - load) / 4: (-1, 0, 1), then (-1/2, 1/4, 1/4)
     assert path(make_rule("proportional", 0.5)) == [[-0.5, 0.0, 0.5], [-0.75, 0.125, 0.625], [-0.75, 0.125, 0.625]]
+
+
+def test_shortfalls_are_relative_to_the_mean_target():
+    assert relative_shortfall(np.array([2, 2, 8]), np.array([1.0, 4.0, 7.0])).tolist() == [-0.25, 0.5, -0.25]
+
+
+def test_a_target_that_is_whole_up_to_rounding_is_whole():
+    almost = np.array([3.0, np.nextafter(3.0, 0.0), 3.0 - 1e-10, 2.9])
+    assert ranks(almost, 10).tolist() == [4, 4, 4, 3]
+    assert ranks(almost, 3).tolist() == [3, 3, 3, 3]
 
 
 def test_projected_takes_rules_that_see_loads():

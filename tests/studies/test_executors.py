@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from _processes import hear_interrupts
+from _processes import restore_interrupts
 from typer.testing import CliRunner
 
 from alflb.cli.app import app as alflb
@@ -31,7 +31,8 @@ def processes():
     started = []
 
     def start(*command):
-        environment = {**os.environ, "ALFLB_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        path = os.pathsep.join(map(str, [ROOT, ROOT / "tests", Path(__file__).parent]))
+        environment = {**os.environ, "ALFLB_NUM_THREADS": "1", "PYTHONPATH": path}
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
             env=environment,
@@ -39,7 +40,7 @@ def processes():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=hear_interrupts,
+            preexec_fn=restore_interrupts,
         )
         started.append(process)
         return process

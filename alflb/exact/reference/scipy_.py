@@ -11,7 +11,7 @@ from alflb.exact.reference._scaling import normalized_scores
 from alflb.exact.results import SolverError
 from alflb.problem import AssignmentProblem
 
-_OPTIONS = {
+HIGHS_OPTIONS = {
     "presolve": False,  # its search for dependent equations costs more than the simplex
     "primal_feasibility_tolerance": 1e-9,
     "dual_feasibility_tolerance": 1e-9,
@@ -34,7 +34,7 @@ def solve(problem: AssignmentProblem) -> tuple[csr_array, NDArray[np.float64]]:
         b_eq=np.concatenate([np.full(problem.num_tokens, float(problem.top_k)), problem.target_E]),
         bounds=(0.0, 1.0),
         method="highs-ds",
-        options=_OPTIONS,
+        options=HIGHS_OPTIONS,
     )
     if answer.status != 0:
         raise SolverError(f"HiGHS: {answer.message}; with -inf scores a balanced assignment may not exist")

@@ -18,7 +18,7 @@ last without screening, when 3 and 4 solve the whole problem by themselves. Stag
 proves that no balanced assignment exists.
 
 `alflb.exact.units` says how scores and loads become integers, `ranges` what happens to tiny and huge scores, `sources`
-how arrays and batches look alike; compiled loops are in `row_kernels` (over rows of scores, with `vectors`) and
+how arrays and batches look alike; compiled loops are in `row_kernels` (over rows of scores) and
 `flow_kernels` (over undecided entries).
 """
 
@@ -67,6 +67,7 @@ def solve(problem: AssignmentProblem | BatchedProblem, bias_init: ArrayLike | No
         load_E=load_E,
         plan=_plan(found.assignment, num_experts, found.unit) if in_memory else None,
         residuals=Residuals(0.0, float(np.abs(load_E - target_E).max()), 0.0, 0.0, 0.0),
+        forbidden_below=found.forbidden_below,
     )
 
 

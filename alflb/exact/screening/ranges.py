@@ -30,6 +30,8 @@ class UsualScores(NamedTuple):
 
     source: ScoreSource
     """Those scores are -inf here."""
+    limit: float
+    """Their size is above this."""
     room: float
     """Biases that spread no wider leave every score left out below the K-th best of its row."""
 
@@ -45,4 +47,4 @@ def usual_scores(source: ScoreSource, top_k: int) -> UsualScores | None:
     if source.largest <= limit:
         return None
     usual = MappedSource(source, lambda rows_CE: np.where(rows_CE < -limit, -np.inf, rows_CE).astype(source.dtype))
-    return UsualScores(usual, worst + limit)
+    return UsualScores(usual, limit, worst + limit)

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from alflb.exact.results import SolverError
 from alflb.exact.screening import flow_kernels
-from alflb.exact.screening.row_kernels import FORBIDDEN
+from alflb.exact.screening.row_kernels import FORBIDDEN, count_decided, num_lanes, padded
 from alflb.exact.screening.settle import Settlement, settle
 from alflb.exact.screening.sources import ScoreSource
 from alflb.exact.screening.undecided import Undecided
 from alflb.exact.units import WORD_BITS, Grid
+from alflb.problem import FloatArray
 
 IntArray = NDArray[np.int64]
 
@@ -121,23 +122,15 @@ def _centered(price_E: IntArray, exponent: int) -> NDArray[np.float64]:
 
 def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, reach: int) -> tuple[_Level, IntArray]:
     """One pass over all scores: the rows within `reach` of a tie, and the certain picks of each expert (tokens)."""
-    num_experts = source.num_experts
-    certain_E = np.zeros(num_experts, np.int64)
+    lanes, certain_E = num_lanes(top_k), np.zeros(source.num_experts, np.int64)
+    price_P = padded(price_E, lanes)
     parts = []
     for first, scores_CE in source.chunks():
-        scores_CE = scores_CE.astype(np.float64)
-        allowed_CE = scores_CE > -np.inf
-        whole_CE = np.rint(np.ldexp(np.where(allowed_CE, scores_CE, 0.0), -grid.exponent))
-        everything = Undecided(
-            np.arange(first, first + len(scores_CE)),
-            np.full(len(scores_CE), top_k, np.int32),
-            np.arange(len(scores_CE) + 1) * num_experts,
-            np.tile(np.arange(num_experts, dtype=np.int32), len(scores_CE)),
-            np.where(allowed_CE, whole_CE.astype(np.int64), FORBIDDEN).reshape(-1),
-        )
-        rest_N = np.where(allowed_CE, scores_CE - np.ldexp(whole_CE, grid.exponent), 0.0).reshape(-1)
-        near, certain_N = _keep_near(_Level(everything, rest_N, np.arange(len(rest_N))), price_E, reach)
-        certain_E += np.bincount(everything.expert_N[certain_N], minlength=num_experts)
+        close_C = np.empty(len(scores_CE), np.bool_)
+        count_decided(scores_CE, grid.per_unit, price_P, reach, top_k, lanes, certain_E, close_C)
+        level = _all_entries(first + np.flatnonzero(close_C), scores_CE[close_C], grid, top_k)
+        near, certain_N = _keep_near(level, price_E, reach)
+        certain_E += np.bincount(level.rows.expert_N[certain_N], minlength=len(price_E))
         parts.append(near)
     rows = Undecided(
         np.concatenate([part.rows.token_R for part in parts]),
@@ -148,6 +141,23 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
     )
     rest_N = np.concatenate([part.rest_N for part in parts])
     return _Level(rows, rest_N, np.arange(len(rest_N))), certain_E
+
+
+def _all_entries(token_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: int) -> _Level:
+    """Whole rows as a level: integers, and what rounding to them takes away."""
+    num_rows, num_experts = scores_RE.shape
+    allowed_RE = scores_RE > -np.inf
+    finite_RE = np.where(allowed_RE, scores_RE, 0.0).astype(np.float64)
+    whole_RE = np.rint(np.ldexp(finite_RE, -grid.exponent))
+    rows = Undecided(
+        token_R,
+        np.full(num_rows, top_k, np.int32),
+        np.arange(num_rows + 1) * num_experts,
+        np.tile(np.arange(num_experts, dtype=np.int32), num_rows),
+        np.where(allowed_RE, whole_RE.astype(np.int64), FORBIDDEN).reshape(-1),
+    )
+    rest_N = (finite_RE - np.ldexp(whole_RE, grid.exponent)).reshape(-1)
+    return _Level(rows, rest_N, np.arange(len(rest_N)))
 
 
 def _keep_near(level: _Level, price_E: IntArray, reach: int) -> tuple[_Level, IntArray]:

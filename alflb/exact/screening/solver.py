@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,8 @@ class Optimum(NamedTuple):
     """An optimal bias, rounded to float64, not centred."""
     unit: int
     """Load units in one pick."""
+    forbidden_below: float = -math.inf
+    """Scores below this were left out."""
 
 
 class _Problem(NamedTuple):
@@ -107,7 +110,9 @@ def _usual_optimum(source: ScoreSource, problem: _Problem) -> Optimum | None:
         found = _exact_optimum(usual.source, problem)
     except _Infeasible:
         return None
-    return found if duality.spread(found.bias_E) < usual.room else None
+    if not duality.spread(found.bias_E) < usual.room:
+        return None
+    return found._replace(forbidden_below=-usual.limit)
 
 
 def _exact_optimum(source: ScoreSource, problem: _Problem) -> Optimum:
