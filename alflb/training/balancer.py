@@ -51,6 +51,8 @@ class LoadBalancer:
         process_group: Any = None,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> None:
+        if on_step is not None and not callable(on_step):
+            raise ValueError(f"on_step is {on_step!r}; pass a function of a StepReport, or a TrainingLog")
         self.rule = rule
         self.on_step = on_step
         self.num_steps = 0
@@ -181,6 +183,8 @@ class LoadBalancer:
             raise ValueError(
                 f"{rule!r} sees scores, which a balancer without a model does not; choose a load-only rule"
             )
+        if not isinstance(num_experts, (Mapping, Sequence)) or isinstance(num_experts, str):
+            raise ValueError(f"num_experts is {num_experts!r}; pass one number per layer, in a list or by name")
         if not isinstance(num_experts, Mapping):
             num_experts = {f"layer_{n:02d}": count for n, count in enumerate(num_experts)}
         layers = []

@@ -428,6 +428,8 @@ def _as_floats(values: Any, name: str) -> FloatArray:
     """Numbers as float64: arrays, tensors (of bf16 too, which numpy lacks), and lists of either."""
     if isinstance(values, (list, tuple)) and any(hasattr(value, "detach") for value in values):
         values = [_as_floats(value, name) for value in values]
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(f"{name} has masked entries; pass a record without gaps")
     if hasattr(values, "detach"):
         values = values.detach().double().cpu().numpy()
     try:
