@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make study        run the main job, leaves $(OUT)/report.html   (ARGS='--steps 500 ...' is passed on)"
 	@echo "make study-smoke  the same at toy size, in seconds, leaves $(OUT)-smoke/"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests   (PYTHON=python3.13 VENV=.venv-3.13 runs them on another Python)"
 	@echo "make lint types   ruff and mypy"
 	@echo "make proofs       check the proofs for every size (needs Coq; says how to install it)"
 	@echo "make docs         build the documentation, leaves docs/_build/html"

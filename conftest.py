@@ -4,7 +4,7 @@ import importlib.util
 import os
 
 _NEEDS = {
-    "torch": ["alflb/kernels/torch_.py", "alflb/training/*.py"],
+    "torch": ["alflb/kernels/torch_.py", "alflb/training/[!d_]*.py"],
     "triton": ["alflb/kernels/triton_.py"],
     "transformers": ["alflb/training/balancer.py", "alflb/training/trainer.py"],
 }

@@ -12,14 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alflb.advice import Advice as Advice
     from alflb.advice import advise as advise
-    from alflb.datasets import LoadTrace as LoadTrace
-    from alflb.datasets import RouterTrace as RouterTrace
-    from alflb.datasets import TraceError as TraceError
-    from alflb.datasets import load_router_trace as load_router_trace
-    from alflb.datasets import open_scores as open_scores
-    from alflb.datasets import read_trace as read_trace
-    from alflb.datasets import write_trace as write_trace
-    from alflb.diagnosis import diagnose as diagnose
     from alflb.duality import center as center
     from alflb.duality import dual_value as dual_value
     from alflb.duality import gap_certificate as gap_certificate
@@ -31,6 +23,7 @@ if TYPE_CHECKING:
     from alflb.exact import solve_exact as solve_exact
     from alflb.exact import solve_streaming as solve_streaming
     from alflb.kernels import backend_names as backend_names
+    from alflb.kernels.routing import route as route
     from alflb.metrics import find_cycle as find_cycle
     from alflb.metrics import max_vio as max_vio
     from alflb.metrics import max_vio_global as max_vio_global
@@ -38,20 +31,32 @@ if TYPE_CHECKING:
     from alflb.metrics import summary as summary
     from alflb.observers import make_observers as make_observers
     from alflb.observers import observer_names as observer_names
+    from alflb.online import Regret as Regret
+    from alflb.online import plot_regret as plot_regret
+    from alflb.online import regret as regret
     from alflb.population import GumbelTopOne as GumbelTopOne
     from alflb.population import IndependentScores as IndependentScores
     from alflb.population import SampledScores as SampledScores
     from alflb.problem import AssignmentProblem as AssignmentProblem
-    from alflb.routing import route as route
     from alflb.rules import make_rule as make_rule
     from alflb.rules import rule_names as rule_names
     from alflb.schedules import make_schedule as make_schedule
     from alflb.schedules import schedule_names as schedule_names
-    from alflb.simulation import Trajectory as Trajectory
     from alflb.simulation import simulate as simulate
     from alflb.streams import Static as Static
     from alflb.streams import make_stream as make_stream
     from alflb.streams import stream_names as stream_names
+    from alflb.traces import LoadTrace as LoadTrace
+    from alflb.traces import RouterTrace as RouterTrace
+    from alflb.traces import TraceError as TraceError
+    from alflb.traces import load_router_trace as load_router_trace
+    from alflb.traces import open_scores as open_scores
+    from alflb.traces import read_trace as read_trace
+    from alflb.traces import write_trace as write_trace
+    from alflb.training.diagnosis import diagnose as diagnose
+    from alflb.trajectory import Trajectory as Trajectory
+    from alflb.verdict import Verdict as Verdict
+    from alflb.verify import verify_balance as verify_balance
 
 __version__ = "0.1.0"
 
@@ -62,32 +67,35 @@ _HOME = {
     "BatchedProblem": "exact",
     "GumbelTopOne": "population",
     "IndependentScores": "population",
-    "LoadTrace": "datasets",
-    "RouterTrace": "datasets",
+    "LoadTrace": "traces",
+    "RouterTrace": "traces",
     "SampledScores": "population",
     "SolverError": "exact",
     "Static": "streams",
     "StreamingSolution": "exact",
-    "TraceError": "datasets",
-    "Trajectory": "simulation",
+    "TraceError": "traces",
+    "Regret": "online",
+    "Trajectory": "trajectory",
     "advise": "advice",
     "backend_names": "kernels",
     "center": "duality",
-    "diagnose": "diagnosis",
+    "diagnose": "training.diagnosis",
     "dual_value": "duality",
     "find_cycle": "metrics",
     "gap_certificate": "duality",
-    "load_router_trace": "datasets",
+    "load_router_trace": "traces",
     "make_observers": "observers",
     "make_rule": "rules",
     "make_schedule": "schedules",
     "make_stream": "streams",
+    "plot_regret": "online",
+    "regret": "online",
     "max_vio": "metrics",
     "max_vio_global": "metrics",
     "observer_names": "observers",
-    "open_scores": "datasets",
-    "read_trace": "datasets",
-    "route": "routing",
+    "open_scores": "traces",
+    "read_trace": "traces",
+    "route": "kernels.routing",
     "rule_names": "rules",
     "schedule_names": "schedules",
     "settling_time": "metrics",
@@ -97,7 +105,9 @@ _HOME = {
     "step_certificate": "duality",
     "stream_names": "streams",
     "summary": "metrics",
-    "write_trace": "datasets",
+    "Verdict": "verdict",
+    "verify_balance": "verify",
+    "write_trace": "traces",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

@@ -17,7 +17,7 @@ from alflb.population import SampledScores
 from alflb.problem import AssignmentProblem, check_count, check_number
 
 ARRIVAL_SHARE = 0.05
-"""A run that needs more of its steps than this to arrive is told to begin with a larger one."""
+"""A run that needs more of its steps than this to arrive should begin with a larger one."""
 
 LARGEST_PULL = 2.2
 """Pull u sqrt(2/pi) h_max / sigma up to which the law holds within 5% (docs/experiments/steady_state.md)."""
@@ -25,7 +25,7 @@ LARGEST_PULL = 2.2
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What the sign rule will do at the recommended step size, on scores like these and batches of so many tokens."""
+    """What the sign rule does at the recommended step size, on scores like these and batches of this size."""
 
     step_size: float
     """The largest u whose steady MaxVio exceeds the sampling floor by at most the excess asked for, score units."""
@@ -40,7 +40,7 @@ class Advice:
     first_steps: int | None
     """For how many steps."""
     optimal_bias_E: NDArray[np.float64]
-    """p* of the sample, centred: a bias to start from, which saves the arrival."""
+    """p* of the sample, centered: a bias to start from, which saves the arrival."""
     curvatures: NDArray[np.float64]
     """Modes h of the Hessian at p*, ascending, 1 / score units."""
 
@@ -55,10 +55,10 @@ def advise(
 ) -> Advice:
     r"""A step size for the sign rule, from a sample of router scores.
 
-    Under sampling noise the steady state of the sign rule is known from u, T, E, K and the curvatures of the dual
-    at p* (`alflb.bounds.sign_rule_law`, with the skewness of a load put in as `steady_state` found it). MaxVio grows
-    with u from the floor that sampling leaves under any bias; arrival takes max |p*| / u steps. So: the largest u that
-    costs little above the floor.
+    Under sampling noise the steady state of the sign rule is known from u, T, E, K and the curvatures of the dual at
+    p*: `alflb.bounds.sign_rule_law`, corrected for the skewness of a load (docs/experiments/steady_state.md). MaxVio
+    grows with u from the floor that sampling leaves under any bias, and arrival takes max |p*| / u steps. So the best u
+    is the largest one that costs little above the floor.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def advise(
 
     def steady_max_vio(step_size: float) -> float:
         law = bounds.sign_rule_law(step_size, batch_tokens, population.top_k, curvatures)
-        return law.max_vio * _skewness_factor(batch_tokens, population.top_k, population.num_experts)
+        return law.max_vio * bounds.skewness_factor(batch_tokens, population.top_k, population.num_experts)
 
     floor = steady_max_vio(0.0)
     step_size = min(
@@ -130,14 +130,6 @@ def _law_limit(population: SampledScores, batch_tokens: int, curvatures: NDArray
     share = population.top_k / population.num_experts
     sigma = math.sqrt(share * (1 - share) / batch_tokens)
     return LARGEST_PULL * sigma / (math.sqrt(2 / math.pi) * float(curvatures[-1]))
-
-
-def _skewness_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
-    """Cornish and Fisher's first correction of the largest of E loads: 1 + gamma (M^2 - 1) / (6 M)."""
-    share = top_k / num_experts
-    skewness = (1 - 2 * share) / math.sqrt(num_tokens * share * (1 - share))
-    largest = bounds.mean_normal_maximum(num_experts)
-    return 1 + skewness * (largest**2 - 1) / (6 * largest)
 
 
 def _first_phase(distance: float, arrival: int, num_steps: int | None) -> tuple[float | None, int | None]:

@@ -1,4 +1,4 @@
-"""Right-hand sides of the claims: plain functions of plain numbers or arrays, one for each bound.
+"""Right-hand sides of the claims: plain functions of plain numbers or arrays, one per bound.
 
 Nothing here measures anything; `alflb.duality` and the checks hold measurements against these. What counts tokens or
 steps is computed in exact rationals from the floats it is given, so that a check needs no tolerance.
@@ -6,10 +6,11 @@ steps is computed in exact rationals from the floats it is given, so that a chec
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,15 +84,43 @@ def crossing_multiplicity(scores: ArrayLike, width: float) -> int:
     """
     scores_TE = check_scores(scores).astype(np.float64)
     width = check_number(width, "width")
+    whole_TE, whole_width = _as_integers(scores_TE, width)
     most = 1
-    for k in range(scores_TE.shape[1] - 1):
-        with np.errstate(invalid="ignore"):  # -inf minus -inf: a pair that never crosses
-            crossing = scores_TE[:, [k]] - scores_TE[:, k + 1 :]
-        for value_T in np.sort(crossing, axis=0).T:
-            value_T = value_T[np.isfinite(value_T)]
-            last_T = np.searchsorted(value_T, value_T + width, side="right")
-            most = max(most, int((last_T - np.arange(len(value_T))).max(initial=1)))
+    for k, j in itertools.combinations(range(scores_TE.shape[1]), 2):
+        allowed_T = np.isfinite(scores_TE[:, k]) & np.isfinite(scores_TE[:, j])
+        low, high = _multiplicity_in_floats(scores_TE[allowed_T, k], scores_TE[allowed_T, j], width)
+        if low < high and high > most:
+            low = _most_in_window(np.sort(whole_TE[allowed_T, k] - whole_TE[allowed_T, j]), whole_width)
+        most = max(most, low)
     return most
+
+
+def _multiplicity_in_floats(
+    first_T: NDArray[np.float64], second_T: NDArray[np.float64], width: float
+) -> tuple[int, int]:
+    """Bounds on the multiplicity of one pair that rounding cannot break; they differ if a value lies at an edge."""
+    with np.errstate(over="ignore"):
+        crossing_T = np.sort(first_T - second_T)
+        rounding = 2 * np.finfo(np.float64).eps * (np.abs(crossing_T).max(initial=0.0) + width)
+    if not np.isfinite(rounding):
+        return 0, len(crossing_T)
+    return _most_in_window(crossing_T, width - rounding), _most_in_window(crossing_T, width + rounding)
+
+
+def _most_in_window(ascending_T: NDArray[Any], width: Any) -> int:
+    """The most values within `width` of one of them, that one and larger ones."""
+    last_T = np.searchsorted(ascending_T, ascending_T + width, side="right")
+    return int((last_T - np.arange(len(ascending_T))).max(initial=0))
+
+
+def _as_integers(scores_TE: NDArray[np.float64], width: float) -> tuple[NDArray[np.object_], int]:
+    """Scores and width as Python integers in one unit, a power of two; 0 for a forbidden pair."""
+    values = np.append(np.where(np.isfinite(scores_TE), scores_TE, 0.0).ravel(), width)
+    fraction, exponent = np.frexp(values)
+    whole = np.ldexp(fraction, 53).astype(np.int64).astype(object)
+    shift = np.where(values == 0, 0, exponent - exponent[values != 0].min(initial=0)).astype(object)
+    scaled = whole << shift
+    return scaled[:-1].reshape(scores_TE.shape), scaled[-1]
 
 
 def absorbing_band(multiplicity: int, num_experts: int) -> int:
@@ -186,17 +215,6 @@ def gradient_second_moment_bound(highest_pick: float, num_experts: int, top_k: i
     return largest + top_k / num_tokens - top_k**2 / num_experts
 
 
-def gradient_bound(num_experts: int, top_k: int) -> float:
-    """K - K^2/E, which ||A/T - K/E||^2 never exceeds, whatever the scores: a G^2 that needs no domain.
-
-    Examples
-    --------
-    >>> gradient_bound(num_experts=4, top_k=2)
-    1.0
-    """
-    return top_k - top_k**2 / num_experts
-
-
 def logarithmic_regret(num_steps: int, curvature: float, second_moment: float) -> float:
     r"""Claim C9: E R_N <= G^2/(2 mu) (1 + ln N) for eta_n = 1/(mu n) with projection onto the domain.
 
@@ -228,11 +246,116 @@ def constant_step_gap(distance_squared: float, num_steps: int, step_size: float,
     return distance_squared / (2 * step_size * num_steps) + step_size * second_moment / 2
 
 
+def bias_spread_bound(start_spread: float, score_range: float, step_size: float) -> float:
+    r"""Claim C11: the largest spread a bias can reach under the sign rule with equal targets, whatever the batches.
+
+    .. math:: \mathrm{spread}(p_n) \le \max(\mathrm{spread}(p_0),\, \rho + 2u) \quad \text{for every } n.
+
+    Parameters
+    ----------
+    start_spread, score_range, step_size : float
+        spread(p_0), rho (the largest range of one token's scores in any batch) and u, in score units.
+
+    Returns
+    -------
+    float
+        The bound, score units.
+
+    Examples
+    --------
+    >>> bias_spread_bound(start_spread=0.0, score_range=1.0, step_size=0.25)
+    1.5
+    """
+    return max(start_spread, score_range + 2.0 * step_size)
+
+
+def adversarial_step(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
+    """Claim C12: the step eta = (rho / 2) sqrt(E / (N K (1 - K / E))) of p <- p - eta (A / T - K / E), score units.
+
+    Examples
+    --------
+    >>> adversarial_step(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
+    0.5
+    """
+    return 0.5 * score_range * math.sqrt(num_experts / (num_steps * top_k * (1.0 - top_k / num_experts)))
+
+
+def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
+    r"""Claim C12: regret per token of the proportional rule on any N batches, against the best fixed bias.
+
+    .. math:: \sum_n D_n(p_n)/T - \min_p \sum_n D_n(p)/T \le \tfrac{\rho}{2} \sqrt{N K (E - K)}.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K. The step is `adversarial_step`, the first bias 0, the targets equal.
+
+    Returns
+    -------
+    float
+        The bound in score units; divided by N it vanishes as 1 / sqrt(N).
+
+    Examples
+    --------
+    >>> adversarial_regret(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
+    1.0
+    """
+    return 0.5 * score_range * math.sqrt(num_steps * top_k * (num_experts - top_k))
+
+
+def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
+    r"""Claim C13: how strongly the sign rule pulls towards p* on Gumbel scores, K = 1, inside a ball of radius R.
+
+    .. math:: m = \frac{4}{E^2} \inf_{0 < w \le 2\sqrt2 R} \frac{h(w)}{w}, \qquad
+              h(w) = \inf \{\psi(a e^w) - \psi(a) : a \le 1/E \le a e^w\},
+
+    with :math:`\psi(x) = P(\mathrm{Bin}(T, x) > L) - P(\mathrm{Bin}(T, x) < L)`. The infima are taken over a grid of
+    400 widths and 200 positions.
+
+    Parameters
+    ----------
+    num_tokens, num_experts : int
+        T and E; L = T / E must be whole.
+    radius : float
+        R > 0, score units.
+
+    Returns
+    -------
+    float
+        m, per score unit.
+
+    Raises
+    ------
+    ValueError
+        If T is not a multiple of E.
+
+    Examples
+    --------
+    >>> round(sign_pull(num_tokens=16, num_experts=4, radius=0.5), 4)
+    0.1678
+    """
+    target, rest = divmod(num_tokens, num_experts)
+    if rest:
+        raise ValueError(f"num_tokens is {num_tokens}, not a multiple of num_experts = {num_experts}; L must be whole")
+    width_W = 2.0 * math.sqrt(2.0) * radius * np.linspace(0.0, 1.0, 401)[1:, None]
+    low_WA = np.exp(-width_W * np.linspace(0.0, 1.0, 200)) / num_experts
+    high_WA = np.minimum(low_WA * np.exp(width_W), 1.0)
+
+    def psi(pick_WA: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(
+            stats.binom.sf(target, num_tokens, pick_WA) - stats.binom.cdf(target - 1, num_tokens, pick_WA)
+        )
+
+    return float(4.0 / num_experts**2 * ((psi(high_WA) - psi(low_WA)) / width_W).min())
+
+
 class SignRuleLaw(NamedTuple):
-    """What the law of section 6 predicts for the sign rule's steady state under sampling noise."""
+    """What the law of the sign rule's steady state under sampling noise predicts."""
 
     bias_sd: float
-    """Root mean square over experts of the centred bias around p*, score units."""
+    """Root mean square over experts of the centered bias around p*, score units."""
     load_sd: float
     """Root mean square over experts of A_k/T - K/E."""
     max_vio: float
@@ -254,7 +377,7 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     \sqrt{2/\pi}\,h\,E[x^2]/s`, and sign^2 = 1 exactly. Loads sum to K T, so two experts' signs have correlation
     (2/pi) arcsin(-1/(E-1)), hence :math:`c = 1 + \tfrac2\pi\arcsin\tfrac1{E-1}` on mean-zero directions; where L is
     whole, an expert is balanced and does not move with probability :math:`1/(\sqrt{2\pi}\,\sigma T)`, which takes
-    that share off c. For small u this is the theory page's section 6, but for c, which it takes as 1.
+    that share off c. For small u it agrees with the first-order law in docs/theory, which takes c as 1.
 
     Parameters
     ----------
@@ -275,11 +398,46 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     return SignRuleLaw(still.bias_sd, still.load_sd, still.max_vio)
 
 
+def skewness_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
+    r"""How much larger the mean of the largest of E loads is than a normal law has it: loads are skewed.
+
+    Cornish and Fisher's first correction, :math:`1 + s (M^2 - 1) / (6 M)` with the skewness s of a load and the mean M
+    of the largest of E standard normals.
+
+    Examples
+    --------
+    >>> round(skewness_factor(num_tokens=1024, top_k=2, num_experts=16), 3)
+    1.015
+    """
+    share = top_k / num_experts
+    skewness = (1 - 2 * share) / math.sqrt(num_tokens * share * (1 - share))
+    largest = mean_normal_maximum(num_experts)
+    return 1 + skewness * (largest**2 - 1) / (6 * largest)
+
+
+def sampling_max_vio(num_tokens: int, top_k: int, num_experts: int) -> float:
+    """Mean MaxVio of a batch that sampling alone leaves: independent tokens, routed with the best fixed bias.
+
+    No step size and no rule that sees loads only goes below it on fresh batches.
+
+    Examples
+    --------
+    >>> round(sampling_max_vio(num_tokens=2048, top_k=6, num_experts=64), 3)
+    0.167
+    >>> sampling_max_vio(num_tokens=2048, top_k=4, num_experts=4)
+    0.0
+    """
+    if top_k >= num_experts:
+        return 0.0
+    law = sign_rule_law(0.0, num_tokens, top_k, np.ones(num_experts - 1))
+    return law.max_vio * skewness_factor(num_tokens, top_k, num_experts)
+
+
 class TargetMotion(NamedTuple):
     """How the optimal bias p* of a stream moves from batch to batch, and how noisy its batches are."""
 
     speed: float = 0.0
-    """Steady motion: root mean square over experts of the change of the centred p* in a step, score units."""
+    """Steady motion: root mean square over experts of the change of the centered p* per step, score units."""
     diffusion: float = 0.0
     """Random walk: variance per expert of that change, score units squared; independent from step to step."""
     overdispersion: float = 1.0
@@ -292,7 +450,7 @@ class TrackingCost(NamedTuple):
     regret: float
     """Expected f_t(p_t) - f_t(p*_t), score units per token, to second order in p_t - p*_t."""
     bias_sd: float
-    """Root mean square over experts of the centred p_t - p*_t, the lag included, score units."""
+    """Root mean square over experts of the centered p_t - p*_t, the lag included, score units."""
     load_sd: float
     """Root mean square over experts of A_k/T - K/E."""
     max_vio: float
@@ -321,10 +479,12 @@ def tracking_cost(
 
     .. math::
        h\,\mathrm{lag} = s\sqrt2\,\mathrm{erf}^{-1}(v/u),\qquad
-       \mathrm{Var}_m = \frac{(c u^2 + q_m)\, s \sqrt{\pi/8}}{u h},\qquad
-       s^2 = \sigma^2 + \tfrac1E \sum_m h^2 \mathrm{Var}_m,
+       \mathrm{Var}_m = \frac{(c u^2 (1 - r^2) + q_m)\, s \sqrt{\pi/8}\; e^{\,\mathrm{erf}^{-1}(r)^2}}{u h},\qquad
+       s^2 = \sigma^2 + \tfrac1E \sum_m h^2 \mathrm{Var}_m,\qquad r = v/u,
 
-    so it follows at most at u a step. The derivation is in docs/experiments/tracking.md.
+    so it follows at most at u per step. A lagging rule has the mean sign r: its signs vary by 1 - r^2 only, and pull
+    back more weakly, as the density of the surplus at zero is lower by the exponential.
+    The derivation is in docs/experiments/tracking.md.
 
     Parameters
     ----------
@@ -405,7 +565,7 @@ def best_tracking_step(
        \eta^3_{\mathrm{prop}} = \frac{4 v^2}{\sigma^2 \bar h},
 
     :math:`\bar h` the harmonic mean of the modes, and a random walk for :math:`u^2 = q_m/c` and
-    :math:`\eta^2 = q/\sigma^2`. This function minimises the full formula.
+    :math:`\eta^2 = q/\sigma^2`. This function minimizes the full formula.
 
     Parameters
     ----------
@@ -435,7 +595,7 @@ def best_tracking_step(
         cost = tracking_cost(rule, math.exp(log_step), motion, num_tokens, top_k, eigenvalues)
         return min(math.log(getattr(cost, measure)), 1e3)
 
-    # A coarse scan first: where the cost is infinite a minimiser has nothing to go by.
+    # A coarse scan first: where the cost is infinite a minimizer has nothing to go by.
     start = math.log(motion.speed + math.sqrt(motion.diffusion))
     scan = start + np.linspace(-12.0, 12.0, 97)
     lowest = int(np.argmin([logarithm(x) for x in scan]))
@@ -459,7 +619,9 @@ def _sign_noise(
     """Variance of each bias mode and standard deviation of a load fraction, sign rule."""
     num_experts = len(mode) + 1
     walk = motion.diffusion * num_experts / (num_experts - 1)
-    kick = (moving * step_size + walk / step_size) * math.sqrt(math.pi / 8)
+    drift = motion.speed / step_size
+    pull = math.exp(-(float(special.erfinv(drift)) ** 2))
+    kick = (moving * step_size * (1 - drift**2) + walk / step_size) * math.sqrt(math.pi / 8) / pull
     half = kick * float(mode.sum()) / num_experts / 2
     load_sd = half + math.sqrt(half**2 + noise_sd**2)
     return kick * load_sd / mode, load_sd

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from alflb import bounds
 from alflb.kernels import Allocation, reference
-from alflb.problem import AssignmentProblem, FloatArray, check_bias
+from alflb.problem import AssignmentProblem, check_bias, check_problem
 
 
 class Violation(NamedTuple):
@@ -37,6 +37,7 @@ def dual_value(problem: AssignmentProblem, bias: ArrayLike) -> float:
     >>> dual_value(problem, [0.0, 0.0]), dual_value(problem, [0.0, 0.25])
     (1.5, 1.25)
     """
+    check_problem(problem)
     biased_TE = _biased(problem, bias)
     cut = problem.num_experts - problem.top_k
     top_TK = np.partition(biased_TE, cut, axis=1)[:, cut:] if cut else biased_TE
@@ -45,6 +46,7 @@ def dual_value(problem: AssignmentProblem, bias: ArrayLike) -> float:
 
 def allocate(problem: AssignmentProblem, bias: ArrayLike) -> Allocation:
     """x(p) and A(p): top-K of scores + bias in float64, ties to the lowest expert index."""
+    check_problem(problem)
     bias_E = check_bias(bias, problem.num_experts)
     return reference.allocate(problem.scores_TE.astype(np.float64), bias_E, problem.top_k)
 
@@ -66,6 +68,7 @@ def lagrangian(problem: AssignmentProblem, plan_TE: ArrayLike, row_prices_T: Arr
     -----
     At x = topK(gamma + p) the value is D(p) whatever y is.
     """
+    check_problem(problem)
     plan_TE = np.asarray(plan_TE, dtype=np.float64)
     row_prices_T = np.asarray(row_prices_T, dtype=np.float64)
     for array, name, shape in (
@@ -82,6 +85,7 @@ def lagrangian(problem: AssignmentProblem, plan_TE: ArrayLike, row_prices_T: Arr
 
 def affinity(problem: AssignmentProblem, experts_TK: ArrayLike) -> float:
     """<gamma, x>: the summed scores of the chosen experts; may exceed LP* when loads are unbalanced."""
+    check_problem(problem)
     experts = np.asarray(experts_TK)
     if experts.shape != (problem.num_tokens, problem.top_k) or experts.dtype.kind not in "iu":
         raise ValueError(
@@ -105,7 +109,7 @@ def violation(load_E: ArrayLike, target_E: ArrayLike) -> Violation:
     return Violation(float(np.abs(excess_E).sum()), float(np.sqrt(excess_E @ excess_E)), float(np.abs(excess_E).max()))
 
 
-def center(bias: ArrayLike) -> FloatArray:
+def center(bias: ArrayLike) -> NDArray[np.float64]:
     """Subtract the mean over experts (the last axis): D does not see it, so compare biases only after this."""
     array = np.asarray(bias, dtype=np.float64)
     return array - array.mean(axis=-1, keepdims=True)
@@ -145,7 +149,7 @@ class StepCertificate:
 
     @property
     def improves(self) -> bool:
-        """C2's condition, benefit <= sum eps_k (A_k - L_k)^2: then and only then D does not rise."""
+        """C2's condition, benefit <= sum eps_k (A_k - L_k)^2: D does not rise if and only if it holds."""
         return self.benefit <= -self.lower
 
     @property
@@ -212,29 +216,41 @@ class GapCertificate:
     """LP* - affinity is at most this."""
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """LP* lies in [lower, upper]: the tighter of the dual-gap and the affinity bounds on each side."""
-        lower = max(self.dual_value - self.gap_bound, self.affinity - self.affinity_excess_bound)
-        return lower, min(self.dual_value, self.affinity + self.affinity_loss_bound)
+    def lower_bound(self) -> float:
+        """affinity - affinity_excess_bound, at most LP*.
+
+        D(p) - gap_bound is never tighter, since D(p) - affinity = <A(p) - L, p> is at most `affinity_loss_bound`,
+        which is what `gap_bound` exceeds `affinity_excess_bound` by.
+        """
+        return self.affinity - self.affinity_excess_bound
+
+    @property
+    def upper_bound(self) -> float:
+        """D(p), at least LP*; affinity + affinity_loss_bound is never tighter."""
+        return self.dual_value
+
+    @property
+    def gap(self) -> float:
+        """upper_bound - lower_bound, the most by which either is off."""
+        return self.upper_bound - self.lower_bound
 
 
 def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertificate:
-    """Bound LP* from one bias by claim C6: near balance implies near-optimality, exact balance is optimal.
+    r"""Bound LP* from one bias by claim C6: near balance implies near-optimality, exact balance is optimal.
 
-    Raises
-    ------
-    ValueError
-        If the targets differ between experts: C6 rests on an optimal bias of spread at most rho, which
-        unequal targets do not grant.
+    Both bounds of C6 hold with rho replaced by the spread of some optimal bias. With equal targets one has spread at
+    most rho; with unequal ones at most (E - 1) rho: where two neighbors of a sorted optimal bias are more than rho
+    apart, every token prefers the upper experts whatever it scores, and the gap can shrink to rho at no cost.
 
     Examples
     --------
     >>> problem = AssignmentProblem([[0.75, 0.25], [0.75, 0.5]], top_k=1)
-    >>> gap_certificate(problem, [0.0, 0.375]).interval
-    (1.25, 1.25)
+    >>> certificate = gap_certificate(problem, [0.0, 0.375])
+    >>> certificate.lower_bound, certificate.upper_bound, certificate.gap
+    (1.25, 1.25, 0.0)
     """
-    if np.ptp(problem.target_E) > 0:
-        raise ValueError("target_E differs between experts; claim C6 bounds the gap for equal targets only")
+    check_problem(problem)
+    optimal_spread = problem.score_range * (problem.num_experts - 1 if np.ptp(problem.target_E) > 0 else 1)
     experts_TK, load_E, _ = allocate(problem, bias)
     violation_l1 = violation(load_E, problem.target_E).l1
     return GapCertificate(
@@ -242,8 +258,8 @@ def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertifica
         affinity=affinity(problem, experts_TK),
         load_E=load_E,
         violation_l1=violation_l1,
-        gap_bound=bounds.gap_bound(violation_l1, spread(bias), problem.score_range),
-        affinity_excess_bound=bounds.affinity_excess_bound(violation_l1, problem.score_range),
+        gap_bound=bounds.gap_bound(violation_l1, spread(bias), optimal_spread),
+        affinity_excess_bound=bounds.affinity_excess_bound(violation_l1, optimal_spread),
         affinity_loss_bound=bounds.affinity_loss_bound(violation_l1, spread(bias)),
     )
 

@@ -10,6 +10,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +24,21 @@ Row = dict[str, Any]
 
 _VERSIONED = ("alflb", "numpy", "scipy", "numba", "cvxpy", "highspy", "ortools", "pyarrow", "matplotlib")
 
+_LABEL, _DIGEST = "alflb label", "alflb digest"
+"""Where a Parquet file of ours keeps what is known of its rows, and the digest of both."""
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a binary file that appears under `path` only once it is complete, replacing what was there.
 
-    On any error, Ctrl-C included, the temporary file is removed and `path` is untouched.
+    On any error, Ctrl-C included, the temporary file is removed and `path` is untouched. A symbolic link is followed,
+    and the permissions of a file that is replaced are kept.
+
+    Raises
+    ------
+    OSError
+        If `path` names anything but a regular file (a folder, a device, a pipe), or cannot be written.
 
     Examples
     --------
@@ -39,16 +50,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     'whole or not at all'
     """
     path = Path(path)
-    with _blaming(path):
-        _make_folder(path.parent)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with _naming(path):
+        target, permissions = _target(path)
+        _make_folder(target.parent)
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        with _blaming(path), os.fdopen(handle, "wb") as file:
+        with _naming(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(handle)
-            os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private; results are ordinary files
-            os.replace(temporary, path)
+            if permissions is not None:
+                os.chmod(temporary, permissions)
+            os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -58,10 +72,31 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def require_writable(folder: str | os.PathLike[str]) -> None:
     """Create `folder` if need be and raise OSError now, not after an hour's work, if nothing can be written there."""
     folder = Path(folder)
-    with _blaming(folder):
+    with _naming(folder):
         _make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def require_writable_file(path: str | os.PathLike[str]) -> None:
+    """Raise OSError now, not after an hour's work, if `atomic_write` could not write `path`; creates its folder."""
+    path = Path(path)
+    with _naming(path):
+        target, _ = _target(path)
+    require_writable(target.parent)
+
+
+def _target(path: Path) -> tuple[Path, int | None]:
+    """The file behind `path`, links followed, and its permissions if it exists; OSError unless it is regular."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return Path(os.path.realpath(path)), None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is a device, pipe or socket; name a regular file")
+    return Path(os.path.realpath(path)), stat.S_IMODE(status.st_mode)
 
 
 def _make_folder(folder: Path) -> None:
@@ -71,7 +106,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _blaming(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Let an OSError name the file the user asked for, not the temporary one."""
     try:
         yield
@@ -85,27 +120,75 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         file.write(text.encode())
 
 
-def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as one Parquet file, atomically; the same rows give the same bytes."""
+def write_rows(
+    path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], label: Mapping[str, Any] | None = None
+) -> None:
+    """Write rows as one Parquet file, atomically; the same rows give the same bytes.
+
+    Parameters
+    ----------
+    path : path
+    rows : sequence of mapping
+        Columns are the union of their keys; a row without a column has None there.
+    label : mapping, optional
+        JSON values to keep beside the rows (`read_labeled_rows`).
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
+    text = json.dumps(dict(label or {}), sort_keys=True)
+    table = table.replace_schema_metadata({_LABEL: text, _DIGEST: _rows_digest(table.to_pylist(), text)})
     with atomic_write(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Read the rows `write_rows` wrote; ValueError when the file is not whole Parquet."""
+    """Read the rows that `write_rows` wrote; ValueError when the file is not exactly what was written."""
+    return read_labeled_rows(path)[0]
+
+
+def read_labeled_rows(path: str | os.PathLike[str]) -> tuple[list[Row], Row]:
+    """Read the rows that `write_rows` wrote and their label.
+
+    Raises
+    ------
+    ValueError
+        If the file is not Parquet, was not written by `write_rows`, or has changed since: a digest of the rows and
+        the label is kept in the file.
+    OSError
+        If the file cannot be read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    content = Path(path).read_bytes()
     try:
-        rows: list[Row] = pq.read_table(path).to_pylist()
-    except pa.ArrowInvalid as error:
+        table = pq.read_table(pa.BufferReader(content))
+        notes = table.schema.metadata or {}
+        text = notes.get(_LABEL.encode(), b"").decode()
+        rows: list[Row] = table.to_pylist()
+        intact = notes.get(_DIGEST.encode(), b"").decode() == _rows_digest(rows, text)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({error}); delete it and run again") from None
-    return rows
+    if not intact:
+        raise ValueError(f"{path} has been changed, or was written by an older alflb; delete it and run again")
+    return rows, json.loads(text)
+
+
+def _rows_digest(rows: Sequence[Row], label: str) -> str:
+    return hashlib.sha256(f"{json.dumps(rows)}\n{label}".encode()).hexdigest()
+
+
+@functools.cache
+def software() -> dict[str, str]:
+    """What rows depend on: the source of this package, package versions and Python."""
+    return {
+        "source_digest": source_digest(),
+        "versions": json.dumps({name: version for name in _VERSIONED if (version := _version(name))}),
+        "python": platform.python_version(),
+    }
 
 
 @functools.cache
@@ -113,9 +196,7 @@ def provenance() -> dict[str, str]:
     """Where a row comes from: commit, package versions, Python and machine, the same for a whole process."""
     return {
         "commit": _commit(),
-        "source_digest": source_digest(),
-        "versions": json.dumps({name: version for name in _VERSIONED if (version := _version(name))}),
-        "python": platform.python_version(),
+        **software(),
         "threads": str(num_threads()),
         "machine": f"{platform.system()} {platform.machine()}, {_cpu_model()}, {os.cpu_count()} cores",
     }
@@ -161,9 +242,3 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown processor"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,67 +1,111 @@
-"""Functions of a trajectory: how balanced, how soon, how steady. None of them needs the scores."""
+"""Functions of loads and biases: how balanced, how soon, how steady. None of them needs the scores.
+
+Loads are arrays of shape (..., E), or a `Trajectory`, which brings its own targets.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from alflb.problem import check_count
-from alflb.simulation import Trajectory
+from alflb import duality
+from alflb.problem import check_count, check_number
+from alflb.trajectory import Trajectory
 
 FloatVector = NDArray[np.float64]
 
 
-def max_vio(trajectory: Trajectory) -> FloatVector:
-    """MaxVio_batch: max_k load_k / target_k - 1 at each step, shape (N,) (Wang et al., arXiv 2408.15664).
+def max_vio(loads: ArrayLike | Trajectory, targets: ArrayLike | None = None) -> FloatVector:
+    """MaxVio: max_k load_k / target_k - 1 of every load vector; 0 at exact balance.
+
+    Of the loads of one batch it is MaxVio_batch, of loads summed over many MaxVio_global.
+
+    Parameters
+    ----------
+    loads : array_like, shape (..., E), or Trajectory
+        Tokens per expert.
+    targets : array_like, shape (E,) or like `loads`, optional
+        Target loads in the same unit; by default the mean load, and those of the trajectory.
+
+    Returns
+    -------
+    array, shape (...)
+        A scalar for one load vector.
+
+    Raises
+    ------
+    ValueError
+        For loads that are negative or not finite, targets that are not positive, or a load vector without tokens.
+
+    References
+    ----------
+    Wang et al., arXiv 2408.15664, section 4.1.
 
     Examples
     --------
-    >>> from alflb import simulate, make_rule, Static
-    >>> run = simulate(Static([[0.75, 0.25], [0.75, 0.5]]), make_rule("sign", 0.125), top_k=1, num_steps=3)
-    >>> max_vio(run).tolist()
-    [1.0, 1.0, 0.0]
+    >>> float(max_vio([3, 1, 2]))
+    0.5
+    >>> max_vio([[3, 1], [2, 2]], targets=[2.0, 2.0]).tolist()
+    [0.5, 0.0]
     """
-    return np.asarray(np.max(trajectory.load_NE / trajectory.target_E, axis=1) - 1.0)
+    load_NE, target_NE = _loads_and_targets(loads, targets)
+    return np.asarray(np.max(load_NE / target_NE, axis=-1) - 1.0)
 
 
-def max_vio_global(trajectory: Trajectory, *, first_step: int = 1) -> float:
-    """MaxVio_global: the same of the loads summed over steps first_step, first_step + 1, ..., N."""
+def max_vio_global(loads: ArrayLike | Trajectory, targets: ArrayLike | None = None, *, first_step: int = 1) -> float:
+    """MaxVio of the loads summed over steps first_step, first_step + 1, ..., N.
+
+    Examples
+    --------
+    >>> max_vio_global([[3, 1], [1, 3]])
+    0.0
+    """
     check_count(first_step, "first_step")
-    if first_step > trajectory.num_steps:
-        raise ValueError(f"first_step is {first_step} but the run has {trajectory.num_steps} steps")
-    mean_load_E = trajectory.load_NE[first_step - 1 :].mean(axis=0)
-    return float(np.max(mean_load_E / trajectory.target_E) - 1.0)
+    load_NE, target_NE = _loads_and_targets(loads, targets)
+    num_steps = len(load_NE)
+    if first_step > num_steps:
+        raise ValueError(f"first_step is {first_step} but the run has {num_steps} steps")
+    mean_target_E = np.broadcast_to(target_NE, load_NE.shape)[first_step - 1 :].mean(axis=0)
+    return float(max_vio(load_NE[first_step - 1 :].mean(axis=0), mean_target_E))
 
 
-def violation_norms(trajectory: Trajectory) -> dict[str, FloatVector]:
-    """l1, l2 and linf norms of load - target at each step, in tokens."""
-    excess_NE = trajectory.load_NE - trajectory.target_E
-    return {
-        "l1": np.abs(excess_NE).sum(axis=1),
-        "l2": np.sqrt((excess_NE**2).sum(axis=1)),
-        "linf": np.abs(excess_NE).max(axis=1),
-    }
+def load_cv(loads: ArrayLike | Trajectory) -> FloatVector:
+    """Coefficient of variation of the loads over the experts (population sd / mean), shape (...).
+
+    Examples
+    --------
+    >>> float(load_cv([3, 1]))
+    0.5
+    """
+    load_NE, _ = _loads_and_targets(loads, None)
+    return np.asarray(load_NE.std(axis=-1) / load_NE.mean(axis=-1))
 
 
-def load_cv(trajectory: Trajectory) -> FloatVector:
-    """Coefficient of variation of the loads over the experts (population sd / mean) at each step."""
-    return np.asarray(trajectory.load_NE.std(axis=1) / trajectory.load_NE.mean(axis=1))
+def settled_from(values: ArrayLike, level: float) -> int | None:
+    """First step t = 1, 2, ... from which the values stay at or below the level to the end; None if they do not.
 
-
-def bias_spread(trajectory: Trajectory) -> FloatVector:
-    """max(p) - min(p) of every bias, shape (N + 1,), score units."""
-    return np.asarray(np.ptp(trajectory.bias_NE, axis=1))
-
-
-def settling_time(trajectory: Trajectory, tolerance: float) -> int | None:
-    """First step t from which MaxVio_batch stays <= tolerance to the end of the run; None if it never does."""
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}; pass a MaxVio >= 0")
-    outside = np.flatnonzero(max_vio(trajectory) > tolerance)
+    Examples
+    --------
+    >>> settled_from([2.0, 0.1, 0.5, 0.2], 0.3)
+    4
+    """
+    value_N = np.asarray(values, dtype=np.float64)
+    outside = np.flatnonzero(~(value_N <= level))
     first = int(outside[-1]) + 2 if outside.size else 1
-    return first if first <= trajectory.num_steps else None
+    return first if first <= len(value_N) else None
+
+
+def settling_time(loads: ArrayLike | Trajectory, tolerance: float, targets: ArrayLike | None = None) -> int | None:
+    """First step t from which MaxVio stays <= tolerance to the end of the run; None if it never does.
+
+    Examples
+    --------
+    >>> settling_time([[4, 0], [3, 1], [2, 2]], tolerance=0.5)
+    2
+    """
+    return settled_from(max_vio(loads, targets), check_number(tolerance, "tolerance"))
 
 
 class Cycle(NamedTuple):
@@ -130,6 +174,28 @@ def summary(trajectory: Trajectory, *, tail: int) -> dict[str, float | int | Non
         "max_vio_best": float(per_batch.min()),
         "max_vio_global_tail": max_vio_global(trajectory, first_step=trajectory.num_steps - tail + 1),
         "load_cv_tail": float(load_cv(trajectory)[-tail:].mean()),
-        "bias_spread_final": float(bias_spread(trajectory)[-1]),
+        "bias_spread_final": duality.spread(trajectory.bias_NE[-1]),
         "settling_time_10": settling_time(trajectory, 0.10),
     }
+
+
+def _loads_and_targets(
+    loads: ArrayLike | Trajectory, targets: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both as checked arrays that divide by broadcasting."""
+    if isinstance(loads, Trajectory):
+        targets = loads.target_E if targets is None else targets
+        loads = loads.load_NE
+    load_NE = np.asarray(loads)
+    if load_NE.ndim == 0 or load_NE.dtype.kind not in "iuf":
+        raise ValueError(f"loads has shape {load_NE.shape} and dtype {load_NE.dtype}; pass tokens per expert, (..., E)")
+    if not (np.isfinite(load_NE).all() and (load_NE >= 0).all()):
+        raise ValueError("loads holds values that are negative or not finite; pass tokens per expert")
+    if not load_NE.any(axis=-1).all():
+        raise ValueError("loads holds a batch without tokens; leave it out")
+    if targets is None:
+        return load_NE, load_NE.mean(axis=-1, keepdims=True)
+    target_NE = np.asarray(targets, dtype=np.float64)
+    if not (target_NE > 0).all():
+        raise ValueError("targets holds values that are not positive; MaxVio is relative to the target")
+    return load_NE, target_NE

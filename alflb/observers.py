@@ -1,6 +1,6 @@
 """Per-step numbers that need the scores. What can be had from loads and biases alone is in `alflb.metrics`.
 
-An observer is a callable with a `name`; `simulate` calls it once a step with everything that step knew and
+An observer is a callable with a `name`; `simulate` calls it once per step with everything known of that step, and
 stores the number it returns under that name.
 """
 
@@ -54,7 +54,7 @@ class Step:
 
 
 class Observer(Protocol):
-    """A named number a step."""
+    """A named number per step."""
 
     @property
     def name(self) -> str:

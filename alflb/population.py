@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alflb import bounds
+from alflb.duality import center
 from alflb.problem import check_bias, check_count, check_number, check_scores, check_top_k
 
 FloatArray = NDArray[np.float64]
@@ -86,7 +87,7 @@ class Population(ABC):
         return np.linalg.eigvalsh(hessian_EE + lift * gauge)[:-1]
 
     def optimum(self, *, tolerance: float = 1e-10, max_iterations: int = 100) -> FloatArray:
-        """The centred p* with pi(p*) = K/E, by damped Newton.
+        """The centered p* with pi(p*) = K/E, by damped Newton.
 
         Raises
         ------
@@ -114,50 +115,16 @@ class Population(ABC):
             f"{max_iterations} steps; raise tolerance if that is enough, or check that the scores overlap"
         )
 
-    def curvature_on_ball(
-        self, radius: float, *, center: ArrayLike | None = None, samples: int = 64, seed: int = 0
-    ) -> float:
-        """mu: the smallest curvature found among mean-zero biases within `radius` of `center` (default 0).
-
-        A search over the sphere (every expert alone up or down, random directions, then shrinking local moves), hence
-        an *upper estimate* of the true minimum, which is not a convex problem; exact for E = 2 when curvature falls
-        away from a single peak. `gumbel_pick_range` gives a certified lower bound for Gumbel scores.
-        """
-        radius = check_number(radius, "radius")
-        center_E = np.zeros(self.num_experts) if center is None else check_bias(center, self.num_experts, name="center")
-        center_E = center_E - center_E.mean()
-        if self.num_experts == 1:
-            return np.inf
-        rng = np.random.default_rng(seed)
-        axes = np.eye(self.num_experts) - 1.0 / self.num_experts
-        randoms = rng.standard_normal((samples, self.num_experts))
-        directions = _unit(np.concatenate([axes, -axes, randoms - randoms.mean(axis=1, keepdims=True)]))
-        values = [self._curvature(center_E + radius * direction) for direction in directions]
-        best, direction = min(values), directions[int(np.argmin(values))]
-        width = 0.5
-        for _ in range(samples):
-            shift = rng.standard_normal(self.num_experts)
-            trial = _unit((direction + width * _unit((shift - shift.mean())[None])[0])[None])[0]
-            value = self._curvature(center_E + radius * trial)
-            if value < best:
-                best, direction = value, trial
-            else:
-                width *= 0.9
-        return min(best, self._curvature(center_E))
-
     def gradient_second_moment(self, bias: ArrayLike, num_tokens: int) -> float:
         """E||g||^2 for g = A/T - K/E at this bias, batches of `num_tokens` independent tokens."""
         return bounds.gradient_second_moment(self.pick_probability(bias), num_tokens)
-
-    def _curvature(self, bias_E: FloatArray) -> float:
-        return float(self.curvatures(bias_E)[0])
 
     def _newton_step(self, bias_E: FloatArray, gradient_E: FloatArray) -> FloatArray:
         hessian_EE = self.hessian(bias_E)
         ridge = 1e-12 * np.trace(hessian_EE) + 1e-300
         regular_EE = hessian_EE + np.trace(hessian_EE) / self.num_experts**2 + ridge * np.eye(self.num_experts)
         step_E = np.linalg.solve(regular_EE, gradient_E)
-        return step_E - step_E.mean()
+        return center(step_E)
 
 
 class IndependentScores(Population):
@@ -263,8 +230,8 @@ class IndependentScores(Population):
         bias_E = check_bias(bias, self.num_experts)
         shift_E = bias_E + self.offset_E
         edges = self._edges(shift_E)
-        centre, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
-        point_N = (centre[:, None] + half[:, None] * self._node).ravel()
+        middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
+        point_N = (middle[:, None] + half[:, None] * self._node).ravel()
         weight_N = (half[:, None] * self._weight).ravel()
         mass_EN, above_EN = np.empty((2, self.num_experts, len(point_N)))
         with np.errstate(over="ignore", under="ignore"):  # exp(exp(x)) far out in a tail
@@ -424,6 +391,11 @@ class SampledScores(Population):
         self.scores_TE = check_scores(scores)
         if not np.isfinite(self.scores_TE).all():
             raise ValueError("scores hold -inf; a population needs finite scores")
+        if self.scores_TE.shape[0] < self.scores_TE.shape[1]:
+            raise ValueError(
+                f"scores have shape {self.scores_TE.shape}, fewer tokens than experts; pass more tokens, or scores.T "
+                "if they are (experts, tokens)"
+            )
         self.top_k = check_top_k(top_k, self.scores_TE.shape[1])
         if self.top_k == self.num_experts:
             raise ValueError(f"top_k is {top_k}, all experts; nothing depends on the bias then")
@@ -501,7 +473,3 @@ def _thinned(edges: FloatArray, gap: float) -> FloatArray:
         if edge - kept[-1] > gap:
             kept.append(edge)
     return np.array([*kept, float(edges[-1])])
-
-
-def _unit(vectors: FloatArray) -> FloatArray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-300)

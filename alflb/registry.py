@@ -12,11 +12,12 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """The one error for every misspelt name: what it was, the nearest known name, and all of them."""
+    """The one error for every misspelled name: what it was, the nearest known name, and all names."""
     choices = sorted(known)
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return ValueError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(choices)}")
+    known_names = f"choose one of {', '.join(choices)}" if choices else "there is none"
+    return ValueError(f"unknown {kind} {name!r}: {hint}{known_names}")
 
 
 class Registry(Generic[T]):
@@ -29,15 +30,15 @@ class Registry(Generic[T]):
 
     Examples
     --------
-    >>> colours = Registry("colour")
-    >>> @colours.register("red")
+    >>> colors = Registry("color")
+    >>> @colors.register("red")
     ... class Red: ...
-    >>> colours.names()
+    >>> colors.names()
     ['red']
-    >>> colours.get("rde")
+    >>> colors.get("rde")
     Traceback (most recent call last):
     ...
-    ValueError: unknown colour 'rde': did you mean 'red'? choose one of red
+    ValueError: unknown color 'rde': did you mean 'red'? choose one of red
     """
 
     def __init__(self, kind: str) -> None:

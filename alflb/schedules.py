@@ -1,38 +1,54 @@
 """Step-size schedules: callables from the step number t = 1, 2, ... to a step size in score units.
 
-Each is a frozen dataclass, so it prints as what it is, compares by value and travels between processes.
-Where a horizon is needed it is called `num_steps` and counts updates.
+Each is a frozen dataclass, so it prints as what it is, compares by value and travels between processes. The catalogue
+is docs/schedules.md. Any other callable serves as well; `step_size_at` checks what it returns.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from alflb.problem import check_count, check_number
-from alflb.registry import unknown_name
+from alflb.registry import Registry
 
 Schedule = Callable[[int], float]
 """Maps the step number t = 1, 2, ... to a step size >= 0 (score units per step)."""
 
 
 @dataclass(frozen=True)
-class _StepSize:
-    """Base of the built-in schedules: every float field is checked to be a finite step size >= 0."""
+class NamedSchedule(ABC):
+    """Base of the schedules that `make_schedule` knows: `step_size`, and `num_steps` where it has a horizon.
+
+    Every field is checked when the schedule is made: `num_steps` must be a count, each other one a step size.
+    """
+
+    step_size: float
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "num_steps":
-                check_count(value, "num_steps")
-            elif not callable(value):
-                check_number(value, field.name)
+            check = check_count if field.name == "num_steps" else check_number
+            check(getattr(self, field.name), field.name)
+
+    @abstractmethod
+    def __call__(self, t: int) -> float:
+        """The step size at step t = 1, 2, ..."""
+
+    @classmethod
+    def has_horizon(cls) -> bool:
+        """Whether it depends on the length of the run."""
+        return any(field.name == "num_steps" for field in fields(cls))
 
 
+SCHEDULES: Registry[NamedSchedule] = Registry("schedule")
+
+
+@SCHEDULES.register("constant")
 @dataclass(frozen=True)
-class Constant(_StepSize):
-    """u for ever: the rule of Wang et al. (arXiv 2408.15664) with u = 1e-3.
+class Constant(NamedSchedule):
+    """The same u at every step: the rule of Wang et al. (arXiv 2408.15664) with u = 1e-3.
 
     Examples
     --------
@@ -40,14 +56,13 @@ class Constant(_StepSize):
     0.001
     """
 
-    step_size: float
-
     def __call__(self, t: int) -> float:
         return self.step_size
 
 
+@SCHEDULES.register("inverse")
 @dataclass(frozen=True)
-class Inverse(_StepSize):
+class Inverse(NamedSchedule):
     """c / t: logarithmic regret when c is above 1 / (2 mu) (claim C9).
 
     Examples
@@ -56,14 +71,13 @@ class Inverse(_StepSize):
     0.25
     """
 
-    step_size: float
-
     def __call__(self, t: int) -> float:
         return self.step_size / t
 
 
+@SCHEDULES.register("inverse_sqrt")
 @dataclass(frozen=True)
-class InverseSqrt(_StepSize):
+class InverseSqrt(NamedSchedule):
     """c / sqrt(t): order sqrt(N) regret without strong convexity (claim C9).
 
     Examples
@@ -72,14 +86,13 @@ class InverseSqrt(_StepSize):
     0.5
     """
 
-    step_size: float
-
     def __call__(self, t: int) -> float:
         return self.step_size / math.sqrt(t)
 
 
+@SCHEDULES.register("linear")
 @dataclass(frozen=True)
-class LinearDecay(_StepSize):
+class LinearDecay(NamedSchedule):
     """From `step_size` at t = 1 straight down to `final` at t = num_steps, and `final` from then on.
 
     Examples
@@ -89,7 +102,6 @@ class LinearDecay(_StepSize):
     [1.0, 0.5, 0.0, 0.0]
     """
 
-    step_size: float
     num_steps: int
     final: float = 0.0
 
@@ -97,8 +109,9 @@ class LinearDecay(_StepSize):
         return self.final + (self.step_size - self.final) * (1.0 - _progress(t, self.num_steps))
 
 
+@SCHEDULES.register("cosine")
 @dataclass(frozen=True)
-class Cosine(_StepSize):
+class Cosine(NamedSchedule):
     """Half a cosine from `step_size` at t = 1 down to `final` at t = num_steps, and `final` from then on.
 
     Examples
@@ -107,7 +120,6 @@ class Cosine(_StepSize):
     0.5
     """
 
-    step_size: float
     num_steps: int
     final: float = 0.0
 
@@ -116,8 +128,29 @@ class Cosine(_StepSize):
         return self.final + (self.step_size - self.final) * fraction
 
 
+@SCHEDULES.register("deepseek_v3")
 @dataclass(frozen=True)
-class WarmUp(_StepSize):
+class DeepSeekV3(NamedSchedule):
+    """u for the first 14.3/14.8 of `num_steps`, then 0: DeepSeek-V3 froze the bias for the last 0.5T of 14.8T tokens.
+
+    Source: DeepSeek-AI, arXiv 2412.19437, section 4.2, u = 1e-3.
+
+    Examples
+    --------
+    >>> schedule = DeepSeekV3(1e-3, num_steps=1480)
+    >>> schedule(1430), schedule(1431)
+    (0.001, 0.0)
+    """
+
+    num_steps: int
+
+    def __call__(self, t: int) -> float:
+        last = max(1, math.floor(self.num_steps * 14.3 / 14.8 + 1e-9))
+        return self.step_size if t <= last else 0.0
+
+
+@dataclass(frozen=True)
+class WarmUp:
     """Any schedule, scaled by t / num_steps during the first `num_steps` steps.
 
     Examples
@@ -130,12 +163,16 @@ class WarmUp(_StepSize):
     schedule: Schedule
     num_steps: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", as_schedule(self.schedule))
+        check_count(self.num_steps, "num_steps")
+
     def __call__(self, t: int) -> float:
-        return self.schedule(t) * min(1.0, t / self.num_steps)
+        return step_size_at(self.schedule, t) * min(1.0, t / self.num_steps)
 
 
 @dataclass(frozen=True)
-class Piecewise(_StepSize):
+class Piecewise:
     """step_sizes[0] up to and including step boundaries[0], then step_sizes[1] up to boundaries[1], and so on.
 
     Raises
@@ -154,49 +191,27 @@ class Piecewise(_StepSize):
     step_sizes: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        boundaries = tuple(check_count(b, "boundaries") for b in self.boundaries)
+        boundaries = tuple(check_count(boundary, "boundaries") for boundary in self.boundaries)
+        step_sizes = tuple(check_number(value, "step_sizes") for value in self.step_sizes)
         if list(boundaries) != sorted(set(boundaries)):
-            raise ValueError(f"boundaries are {self.boundaries}; give strictly increasing step numbers")
-        if len(self.step_sizes) != len(boundaries) + 1:
+            raise ValueError(f"boundaries are {boundaries}; give strictly increasing step numbers")
+        if len(step_sizes) != len(boundaries) + 1:
             raise ValueError(
-                f"{len(self.step_sizes)} step_sizes for {len(boundaries)} boundaries; give one more than boundaries"
+                f"{len(step_sizes)} step_sizes for {len(boundaries)} boundaries; give one more than boundaries"
             )
-        for value in self.step_sizes:
-            check_number(value, "step_sizes")
+        object.__setattr__(self, "boundaries", boundaries)
+        object.__setattr__(self, "step_sizes", step_sizes)
 
     def __call__(self, t: int) -> float:
         return next((u for end, u in zip(self.boundaries, self.step_sizes) if t <= end), self.step_sizes[-1])
 
 
-def deepseek_v3(num_steps: int, step_size: float = 1e-3) -> Piecewise:
-    """DeepSeek-V3's schedule on a run of `num_steps`: u for the first 14.3T of its 14.8T tokens, then 0.
-
-    Examples
-    --------
-    >>> schedule = deepseek_v3(1480)
-    >>> schedule(1430), schedule(1431)
-    (0.001, 0.0)
-    """
-    switch = max(1, math.floor(check_count(num_steps, "num_steps") * 14.3 / 14.8 + 1e-9))
-    return Piecewise(boundaries=(switch,), step_sizes=(step_size, 0.0))
-
-
-_BY_NAME: dict[str, Callable[[float, int], Schedule]] = {
-    "constant": lambda u, n: Constant(u),
-    "inverse": lambda u, n: Inverse(u),
-    "inverse_sqrt": lambda u, n: InverseSqrt(u),
-    "linear": lambda u, n: LinearDecay(u, n),
-    "cosine": lambda u, n: Cosine(u, n),
-    "deepseek_v3": lambda u, n: deepseek_v3(n, u),
-}
-
-
 def schedule_names() -> list[str]:
     """The names `make_schedule` knows."""
-    return sorted(_BY_NAME)
+    return SCHEDULES.names()
 
 
-def make_schedule(name: str, step_size: float, num_steps: int, warm_up: int = 0) -> Schedule:
+def make_schedule(name: str, step_size: float, num_steps: int | None = None, *, warm_up: int = 0) -> Schedule:
     """A schedule by name, as the command line and the study build it.
 
     Parameters
@@ -205,24 +220,44 @@ def make_schedule(name: str, step_size: float, num_steps: int, warm_up: int = 0)
         One of `schedule_names()`.
     step_size : float
         Initial step size, score units per step.
-    num_steps : int
-        Horizon of the decaying schedules, in steps.
+    num_steps : int, optional
+        Length of the run in steps. The decaying schedules need it; the others are the same for every length.
     warm_up : int
         Steps of linear warm-up in front; 0 for none.
 
+    Raises
+    ------
+    ValueError
+        For an unknown name, a bad number, or a decaying schedule without `num_steps`.
+
     Examples
     --------
-    >>> make_schedule("inverse_sqrt", 0.01, num_steps=100)
+    >>> make_schedule("inverse_sqrt", 0.01)
     InverseSqrt(step_size=0.01)
+    >>> make_schedule("linear", 0.01, num_steps=100)
+    LinearDecay(step_size=0.01, num_steps=100, final=0.0)
     """
-    if name not in _BY_NAME:
-        raise unknown_name("schedule", name, _BY_NAME)
-    schedule = _BY_NAME[name](check_number(step_size, "step_size"), check_count(num_steps, "num_steps"))
+    cls = SCHEDULES.get(name)
+    horizon = {}
+    if num_steps is not None:
+        check_count(num_steps, "num_steps")
+    if cls.has_horizon():
+        if num_steps is None:
+            raise ValueError(
+                f"num_steps is None, but the schedule {name!r} ends with the run; pass its length in steps"
+            )
+        horizon = {"num_steps": num_steps}
+    schedule = cls(step_size, **horizon)
     return WarmUp(schedule, warm_up) if check_count(warm_up, "warm_up", minimum=0) else schedule
 
 
-def as_schedule(schedule: Schedule | float) -> Schedule:
+def as_schedule(schedule: Schedule | float | str) -> Schedule:
     """A number becomes a constant schedule; a callable is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        For the name of a schedule, or a number that is no step size.
 
     Examples
     --------
@@ -231,7 +266,34 @@ def as_schedule(schedule: Schedule | float) -> Schedule:
     """
     if callable(schedule):
         return schedule
+    if isinstance(schedule, str):
+        raise ValueError(f"schedule is {schedule!r}; pass a number, a callable, or make_schedule(name, step_size)")
     return Constant(check_number(schedule, "schedule"))
+
+
+def step_size_at(schedule: Schedule, t: int) -> float:
+    """The step size at step t = 1, 2, ..., checked: whoever uses a schedule asks it through this function.
+
+    Raises
+    ------
+    ValueError
+        If the schedule fails at t, or returns anything but a finite number >= 0.
+
+    Examples
+    --------
+    >>> step_size_at(lambda t: 1 - t, 2)
+    Traceback (most recent call last):
+    ...
+    ValueError: schedule at step 2 is -1; pass a finite number >= 0
+    """
+    try:
+        value = schedule(t)
+    except Exception as error:
+        raise ValueError(
+            f"schedule fails at step {t} with {type(error).__name__}: {error}; it is called with t = 1, 2, ... and "
+            "must return a step size"
+        ) from error
+    return check_number(value, f"schedule at step {t}")
 
 
 def _progress(t: int, num_steps: int) -> float:

@@ -24,6 +24,7 @@ extensions = [
     "mathml",
     "docstrings",
     "generated_pages",
+    "layers",
     "verdicts",
 ]
 exclude_patterns = ["_build", "_ext"]

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from alflb import duality
-from alflb.datasets import RouterTrace, write_trace
-from alflb.datasets.text import Corpus
+from alflb import duality, metrics
 from alflb.exact import recertify, solve_exact
 from alflb.io import Row, atomic_write
 from alflb.problem import AssignmentProblem, target_load_E
-from alflb.rules import HindsightRule, Rule, ScoreRule
+from alflb.rules import Observation, Rule, Sight
+from alflb.traces import RouterTrace, write_trace
 from alflb.training import LoadBalancer
 from experiments._moe_settings import Arm, Size
+from experiments._text import Corpus
 
 
 def build_model(size: Size, vocab_size: int, seed: int) -> Any:
@@ -199,7 +199,7 @@ def measure(
 def price(trace: RouterTrace) -> Row:
     """How far the bias in force is from the optimum of the assignment problem of these tokens.
 
-    ``dual_gap`` is (D(p) - LP*) / LP*; ``affinity`` is <gamma, x(p)> / LP*, which may exceed 1 when loads are
+    ``gap`` is (D(p) - LP*) / LP*; ``affinity`` is <gamma, x(p)> / LP*, which may exceed 1 when loads are
     unbalanced; ``correlation`` is that of p and the optimal bias (both centred, which a correlation does), None for a
     bias of zero; ``halves`` is that of the optimal biases of the first and the second half of the tokens, a measure of
     how much an optimal bias depends on the piece of text. It is no upper bound: halves are noisier than the whole.
@@ -215,8 +215,8 @@ def price(trace: RouterTrace) -> Row:
     ]
     return {
         "trace_tokens": problem.num_tokens,
-        "max_vio_trace": float(allocation.load_E.max() / problem.target_load - 1.0),
-        "dual_gap": (duality.dual_value(problem, trace.bias_E) - solution.value) / solution.value,
+        "max_vio_trace": float(metrics.max_vio(allocation.load_E)),
+        "gap": (duality.dual_value(problem, trace.bias_E) - solution.value) / solution.value,
         "affinity": duality.affinity(problem, allocation.experts_TK) / solution.value,
         "correlation": _correlation(trace.bias_E, solution.bias_E),
         "halves": _correlation(*halves),
@@ -262,28 +262,40 @@ class BalancedByScores(Unbalanced):
     """A rule that sees scores: those of this batch give the bias of the next.
 
     A router in training has chosen before the scores of the whole batch are known, so a rule that would see them
-    before routing lags by one step too. The biases, which the model keeps, are all the memory such rules have.
+    before routing lags by one step too. Such a rule has no memory but the biases, which the model keeps.
     """
 
-    def __init__(self, routers: Routers, rule: HindsightRule | ScoreRule, size: Size) -> None:
-        self.routers, self.top_k = routers, size.top_k
-        self.next_bias = rule.learn_from if isinstance(rule, HindsightRule) else rule.route_with
+    def __init__(self, routers: Routers, rule: Rule, size: Size) -> None:
+        self.routers, self.rule, self.top_k = routers, rule, size.top_k
         self.target_E = target_load_E(size.tokens_per_step, size.num_experts, size.top_k)
+        self.num_steps = 0
 
     def step(self, heard: dict[int, Routing]) -> None:
         """Move every bias."""
+        self.num_steps += 1
         for layer, routing in heard.items():
-            bias_E = self.next_bias(routing.scores_TE(), self.routers.bias_E(layer), self.target_E, self.top_k)
+            seen = Observation(
+                self.num_steps, self.target_E, load_E=routing.load_E(), scores_TE=routing.scores_TE, top_k=self.top_k
+            )
+            bias_E, _ = self.rule.step(self.routers.bias_E(layer), seen, ())
             self.routers.set_bias(layer, bias_E)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps taken."""
+        return {"num_steps": self.num_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Steps taken."""
+        self.num_steps = state["num_steps"]
 
 
 def _balancing(model: Any, routers: Routers, arm: Arm, size: Size) -> Unbalanced:
     rule = arm.rule(size.num_steps)
     if rule is None:
         return Unbalanced()
-    if isinstance(rule, (HindsightRule, ScoreRule)):
-        return BalancedByScores(routers, rule, size)
-    return BalancedByLoads(model, rule)
+    if rule.sees is Sight.LOADS:
+        return BalancedByLoads(model, rule)
+    return BalancedByScores(routers, rule, size)
 
 
 class Batches:
@@ -451,7 +463,7 @@ class Trainer:
         self._update_weights(size.learning_rate_at(step))
         for layer, routing in heard.items():
             load_E = routing.load_E()
-            self.history.max_vio[layer].append(float(load_E.max() / load_E.mean() - 1.0))
+            self.history.max_vio[layer].append(float(metrics.max_vio(load_E)))
         self.balance.step(heard)
         self.history.training_loss.append(total)
 
@@ -508,7 +520,7 @@ def _look(trainer: Trainer, traces: Path | None) -> None:
                 "layer": layer,
                 "validation_loss": seen.loss,
                 "validation_tokens": int(load_E.sum()) // trainer.size.top_k,
-                "max_vio_global": float(load_E.max() / load_E.mean() - 1.0),
+                "max_vio_global": float(metrics.max_vio(load_E)),
                 "dead_experts": int(np.count_nonzero(load_E == 0)),
                 **price(trace),
             }

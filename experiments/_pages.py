@@ -12,15 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from alflb import __version__
 from alflb.io import atomic_write, write_text
+from alflb.verdict import Finding
 from experiments import _runner
-from experiments._statistics import Finding
+from experiments._marks import write_between
 
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-
-
-def verdict(finding: Finding) -> str:
-    """yes, no, or - where nothing was predicted."""
-    return {True: "yes", False: "no", None: "-"}[finding.holds]
+MEASURED = "measured"
+"""Name of the marks between which a page holds its table and figure."""
 
 
 def measured_names(folder: Path) -> list[str]:
@@ -41,7 +38,8 @@ def write_report(folder: Path) -> Path:
             {
                 "name": name,
                 "claim": _runner.load(name).CLAIM,
-                "findings": [(finding, verdict(finding)) for finding in _runner.findings(name, folder / name)],
+                "verdict": _runner.load(name).VERDICT,
+                "findings": _runner.findings(name, folder / name),
                 "figure": base64.b64encode(picture.read_bytes()).decode(),
                 "provenance": _provenance_words(rows),
             }
@@ -59,22 +57,19 @@ def update_pages(folder: Path, pages: Path) -> Iterator[Path]:
         page = pages / f"{name}.md"
         if not page.exists():
             continue
-        text = page.read_text(encoding="utf-8")
-        if text.count(BEGIN) != 1 or text.count(END) != 1:
-            raise ValueError(f"{page} must hold the lines {BEGIN} and {END} once each; add them where the table goes")
         picture, _ = _runner.plot(name, folder / name)
         _copy(picture, pages / "figures" / f"{name}.png")
-        before, rest = text.split(BEGIN)
-        after = rest.split(END)[1]
-        block = _measured_block(name, folder / name)
-        write_text(page, f"{before}{BEGIN}\n\n{block}\n\n{END}{after}")
+        write_between(page, MEASURED, _measured_block(name, folder / name))
         yield page
 
 
 def _measured_block(name: str, folder: Path) -> str:
     rows = _runner.saved_rows(name, folder)
+    module = _runner.load(name)
     lines = [
-        f"![{_runner.load(name).CLAIM}](figures/{name}.png)",
+        f"![Figure of the experiment {name}. {module.VERDICT}](figures/{name}.png)",
+        "",
+        f"*Claim*: {module.CLAIM} *Verdict*: {module.VERDICT}",
         "",
         *_markdown_table(_runner.findings(name, folder)),
         "",
@@ -84,10 +79,10 @@ def _measured_block(name: str, folder: Path) -> str:
 
 
 def _markdown_table(findings: Sequence[Finding]) -> Iterator[str]:
-    yield "| looked at | expected | measured [95% interval over seeds] | borne out |"
+    yield "| looked at | expected | measured [95% interval over seeds] | supported |"
     yield "|---|---|---|---|"
     for finding in findings:
-        cells = (*finding[:3], verdict(finding))
+        cells = (*finding[:3], finding.supported)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

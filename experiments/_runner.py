@@ -3,10 +3,11 @@
 An experiment is a module of this package with
 
 * ``CLAIM``: what it puts to the test, in one sentence;
+* ``VERDICT``: what the full size found of that claim, in one sentence; it stands wherever the claim stands;
 * ``GRID`` and ``SMOKE``: lists of cells (dicts of JSON values), full size and seconds;
 * ``SEEDS``: how many repetitions the full size takes by default;
 * ``run(cell, seed) -> rows``: measure one cell; a row is a flat dict;
-* ``findings(rows) -> [Finding]``: the numbers that bear the claim out or refute it, from saved rows only;
+* ``findings(rows) -> [Finding]``: the numbers that support or refute the claim, from saved rows only;
 * ``figure(rows) -> Figure``: drawn from saved rows only;
 * ``cost(cell) -> float``, optional: relative work, for the estimated time to go;
 * ``NEEDS``, optional: packages beyond the library's own.
@@ -30,8 +31,8 @@ from alflb import plotting
 from alflb.io import Row, read_rows, write_rows
 from alflb.problem import check_count
 from alflb.registry import unknown_name
-from alflb.sweep import Advance, Cell, Outcome, Progress, run_cells
-from experiments._statistics import Finding
+from alflb.studies.sweep import Advance, Cell, Outcome, Progress, run_cells
+from alflb.verdict import Finding
 
 SMOKE_SEEDS = 2
 """Repetitions at smoke size: the fewest that have an interval."""
@@ -42,8 +43,8 @@ _OWN = ("experiment", "code", "seed")
 
 def experiment_names() -> list[str]:
     """Every experiment: the public modules of this package."""
-    modules = [module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.name.startswith("_")]
-    return sorted(name for name in modules if not name.startswith("bench_"))
+    modules = pkgutil.iter_modules(experiments.__path__)
+    return sorted(module.name for module in modules if not module.ispkg and not module.name.startswith("_"))
 
 
 def load(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What experiments say about their rows: estimates with an interval over seeds, and findings."""
+"""Means over seeds with a confidence interval."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-
-
-class Finding(NamedTuple):
-    """One number that supports or refutes a claim."""
-
-    statement: str
-    """What was looked at, in words."""
-    expected: str
-    """What the claim says it should be; "-" for a plain measurement."""
-    measured: str
-    """What it is, with its interval over seeds."""
-    holds: bool | None
-    """Whether the measurement bears the claim out; None where nothing was predicted."""
 
 
 class Estimate(NamedTuple):

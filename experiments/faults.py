@@ -20,8 +20,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from scipy.stats import logistic
 
-from alflb import make_rule
-from alflb.diagnosis import diagnose
+from alflb import make_rule, metrics
 from alflb.exact import solve_exact
 from alflb.io import Row
 from alflb.kernels import get_kernels
@@ -29,11 +28,13 @@ from alflb.kernels.draws import Draw
 from alflb.plotting import new_figure, styled
 from alflb.population import IndependentScores
 from alflb.precision import round_to
-from alflb.problem import AssignmentProblem
-from alflb.rules import HindsightRule, Rule
+from alflb.problem import AssignmentProblem, FloatArray
+from alflb.rules import Observation, Rule, Sight
 from alflb.streams.drift import Drift
 from alflb.streams.logistic import Logistic
-from experiments._statistics import Estimate, Finding, mean_interval
+from alflb.training.diagnosis import diagnose
+from alflb.verdict import Finding
+from experiments._statistics import Estimate, mean_interval
 
 CLAIM = "Every fault that hurts balance leaves a mark that a check of the log finds, and healthy runs raise no alarm."
 
@@ -50,7 +51,7 @@ LOAD_RULES = ("sign 0.001", "sign 0.01", "proportional 0.02")
 HARMLESS = 1.1
 """MaxVio over that of the healthy run below which a fault did no harm."""
 DUAL_RISES = 0.05
-"""Share of steps on which D may rise on quantile balancing's own batch; by theory 0 (rules/_quantiles.py)."""
+"""Share of steps on which D may rise on quantile balancing's own batch; by theory 0 (rules/quantiles.py)."""
 
 
 class Setting(NamedTuple):
@@ -87,6 +88,10 @@ class Batch:
         """Tokens of all parts."""
         return sum(draw.num_tokens for draw in self.draws)
 
+    def scores(self) -> FloatArray:
+        """Of all parts, shape (T, E)."""
+        return np.concatenate([draw.scores() for draw in self.draws])
+
     def part(self, place: int) -> Batch:
         """One part of it."""
         return replace(self, draws=self.draws[place : place + 1], load_PE=self.load_PE[place : place + 1])
@@ -102,7 +107,7 @@ class Balancer:
 
     rule: Rule
 
-    def told(self, batch: Batch, t: int) -> Batch:
+    def received(self, batch: Batch, t: int) -> Batch:
         """What reaches the update."""
         return batch
 
@@ -115,13 +120,12 @@ class Balancer:
         return np.full_like(counts_E, counts_E.mean())
 
     def next_bias(self, batch: Batch, bias_E: Vector, t: int) -> Vector:
-        """The rule's update from what it was told."""
-        if isinstance(self.rule, HindsightRule):
-            scores_TE = np.concatenate([draw.scores() for draw in batch.draws])
-            target_E = self.target(np.full_like(bias_E, TOP_K * batch.num_tokens / len(bias_E)))
-            return self.rule.learn_from(scores_TE, batch.bias_E, target_E, TOP_K)
+        """The rule's update from what it received."""
         counts_E: Any = self.counts(batch)
-        return self.rule.update(bias_E, counts_E, self.target(counts_E), t, ())[0]
+        seen = Observation(t, self.target(counts_E), load_E=counts_E, scores_TE=batch.scores, top_k=TOP_K)
+        # thresholds were taken in the forward pass, under the bias of that pass; loads move the bias in force
+        start_E = bias_E if self.rule.sees is Sight.LOADS else batch.bias_E
+        return self.rule.step(start_E, seen, ())[0]
 
 
 class Bf16Counts(Balancer):
@@ -143,7 +147,7 @@ class Bf16Bias(Balancer):
 class CountedTwice(Balancer):
     """Activation checkpointing runs the router again in the backward pass, and the counter with it."""
 
-    def told(self, batch: Batch, t: int) -> Batch:
+    def received(self, batch: Batch, t: int) -> Batch:
         """Every part twice."""
         return batch.joined(batch)
 
@@ -163,7 +167,7 @@ class Stale(Balancer):
     delay: int = 0
     waiting: deque[Batch] = field(default_factory=deque)
 
-    def told(self, batch: Batch, t: int) -> Batch:
+    def received(self, batch: Batch, t: int) -> Batch:
         """The batch of `delay` steps before."""
         self.waiting.append(batch)
         return self.waiting.popleft() if len(self.waiting) > self.delay else self.waiting[0]
@@ -172,7 +176,7 @@ class Stale(Balancer):
 class OneRank(Balancer):
     """No all-reduce: the first rank's statistics, and the bias they make, are taken for all."""
 
-    def told(self, batch: Batch, t: int) -> Batch:
+    def received(self, batch: Batch, t: int) -> Batch:
         """The first part."""
         return batch.part(0)
 
@@ -195,7 +199,7 @@ class EvalLeak(Balancer):
     evaluation: Drift = field(default_factory=lambda: Drift(population_seed=1))
     seed: int = 0
 
-    def told(self, batch: Batch, t: int) -> Batch:
+    def received(self, batch: Batch, t: int) -> Batch:
         """Training and evaluation together."""
         if t % self.every:
             return batch
@@ -288,7 +292,7 @@ class Record:
     load_NE: NDArray[np.int64]
     """As routed."""
     counts_NE: Vector
-    """As the update was told."""
+    """As the update received them."""
     affinity_N: Vector
     """Score units, summed over the batch."""
     dual_rises_N: NDArray[np.bool_]
@@ -313,17 +317,15 @@ def run(cell: Row, seed: int) -> list[Row]:
         found = _checks(whole, TOP_K * setting.num_tokens)
     saved = _later_load(streams, whole.bias_NE[-1], cell["num_steps"], seed)
     half = cell["num_steps"] // 2
-    relative_NE = whole.load_NE[half:] / whole.load_NE[half:].mean(axis=1, keepdims=True)
-    max_vio_N = relative_NE.max(axis=1) - 1.0
-    logged_NE = whole.counts_NE[half:] / whole.counts_NE[half:].mean(axis=1, keepdims=True)
+    max_vio_N = metrics.max_vio(whole.load_NE[half:])
     return [
         {
             "max_vio_mean": float(max_vio_N.mean()),
             "max_vio_p99": float(np.quantile(max_vio_N, 0.99)),
             "max_vio_worst": float(max_vio_N.max()),
-            "max_vio_logged": float(logged_NE.max(axis=1).mean() - 1.0),
-            "max_vio_global": float(relative_NE.mean(axis=0).max() - 1.0),
-            "max_vio_saved_bias": float(saved.max() / saved.mean() - 1.0),
+            "max_vio_logged": float(metrics.max_vio(whole.counts_NE[half:]).mean()),
+            "max_vio_global": metrics.max_vio_global(whole.load_NE[half:]),
+            "max_vio_saved_bias": float(metrics.max_vio(saved)),
             "affinity_per_pick": float(whole.affinity_N[half:].mean() / (TOP_K * setting.num_tokens)),
             **{f"fires: {name}": name in found for name in CHECKS},
         }
@@ -352,7 +354,7 @@ def train(
     streams: list[Drift], balancer: Balancer, num_steps: int, seed: int, start_E: Vector, first_part: int = 0
 ) -> Record:
     """The loop of `alflb.simulate` with a batch in parts and a balancer between loads and rule."""
-    sees_scores = isinstance(balancer.rule, HindsightRule)
+    sees_scores = balancer.rule.sees is not Sight.LOADS
     bias_NE = np.empty((num_steps + 1, len(start_E)))
     bias_NE[0] = start_E
     load_NE = np.empty((num_steps, len(start_E)), dtype=np.int64)
@@ -360,9 +362,9 @@ def train(
     dual_rises_N = np.zeros(num_steps, dtype=bool)
     for n, draws in enumerate(islice(_batches(streams, seed, first_part), num_steps)):
         batch = route(draws, bias_NE[n])
-        told = balancer.told(batch, n + 1)
-        counts_NE[n] = balancer.counts(told)
-        bias_NE[n + 1] = balancer.next_bias(told, bias_NE[n], n + 1)
+        received = balancer.received(batch, n + 1)
+        counts_NE[n] = balancer.counts(received)
+        bias_NE[n + 1] = balancer.next_bias(received, bias_NE[n], n + 1)
         load_NE[n] = batch.load_PE.sum(axis=0)
         affinity_N[n] = batch.dual_sum - load_NE[n] @ bias_NE[n]
         dual_rises_N[n] = sees_scores and _dual_rises(batch, bias_NE[n + 1])
@@ -528,3 +530,9 @@ def figure(rows: list[Row]) -> Figure:
         axis.grid(False)
         axis.tick_params(length=0)
     return drawing
+
+
+VERDICT = (
+    "Supported for the 18 findings here: counts that do not sum to K T give away most faults, MaxVio of the "
+    "update's own counts none."
+)

@@ -13,51 +13,46 @@ Expert choice and capacity with drop are no top-K of score plus bias; they are m
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from alflb import duality, load_router_trace, make_rule, make_stream, metrics, rule_names, simulate, solve_exact
-from alflb.datasets import RouterTrace
-from alflb.io import Row, write_text
+from alflb.cli._console import run_program
+from alflb.io import Row
 from alflb.kernels import get_kernels
 from alflb.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
-from alflb.problem import AssignmentProblem, FloatArray
-from alflb.rules import Rule, sees
-from alflb.streams import Stream, stream_names
+from alflb.problem import AssignmentProblem, FloatArray, target_load_E
+from alflb.rules import RULES, Rule, Sight
+from alflb.streams import STREAMS, Stream, stream_names
 from alflb.streams.linear_router import sigmoid
 from alflb.streams.logarithm import LogScores
 from alflb.streams.trace import TraceReplay
+from alflb.traces import RouterTrace
+from alflb.verdict import Finding
+from experiments._marks import write_between
 from experiments._runner import saved_rows
-from experiments._statistics import Estimate, Finding, mean_interval
+from experiments._statistics import Estimate, mean_interval
 
 CLAIM = "Tuned, the sign rule balances every stream at least as well as any other rule that sees loads only."
 
-STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-TUNED: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "damped_qb": ("gain", SHARES),
-    "sinkhorn": ("temperature", SHARES),
-    "dual_averaging": ("schedule", tuple(round(10 * u, 12) for u in STEP_SIZES)),  # its u is divided by sqrt(t)
-}
-"""Rules whose tuned number is not a step size on the common grid."""
 TUNING_SEED = 1_000_000
 LP_BATCHES = 8
 SETTLED = 0.25
 """A run has settled when its 10-step mean of MaxVio is at most this share of what it is without a bias."""
 
-GATES = ("documents", "linear_router", "low_precision", "trace", "static", "trace_shuffled")
-"""Streams whose scores are gates already; the others are logits."""
+VARIANTS = {"static": "linear_router", "trace_shuffled": "trace", "logistic_long": "logistic"}
+"""Cells that use a registered stream in another way."""
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {"shift": {"shift_every": 50}, "drift": {"period": 400.0}}
 
 _FULL = {"num_tokens": 1024, "num_experts": 32, "top_k": 4, "num_steps": 160}
@@ -79,20 +74,23 @@ def cost(cell: Row) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Recorded:
+class Recorded:
     """The first batches of a stream, kept, so that every rule is run on the same arrays."""
 
     recorded: list[FloatArray]
 
     @property
     def num_tokens(self) -> int:
+        """T."""
         return len(self.recorded[0])
 
     @property
     def num_experts(self) -> int:
+        """E."""
         return self.recorded[0].shape[1]
 
     def batches(self, seed: int) -> Iterator[FloatArray]:
+        """The recorded batches, whatever the seed."""
         return iter(self.recorded)
 
 
@@ -109,24 +107,24 @@ class _Setting:
 
 def run(cell: Row, seed: int) -> list[Row]:
     """One row for each rule and each baseline, on the same batches."""
-    batches, top_k = _record(cell, seed)
-    plain = simulate(_Recorded(batches), make_rule("none"), top_k=top_k, num_steps=len(batches))
+    batches, top_k = record(cell, seed)
+    plain = simulate(Recorded(batches), make_rule("none"), top_k=top_k, num_steps=len(batches))
     settled = SETTLED * float(metrics.max_vio(plain).mean())
     judge = _Judge.of(batches, top_k)
     rows = []
     for name, setting in _settings(**cell).items():
-        bias_NE, max_vio_N = _run_rule(name, setting.rule, batches, top_k)
+        bias_NE, max_vio_N = _run_rule(setting.rule, batches, top_k)
         churn = np.abs(np.diff(bias_NE - bias_NE.mean(axis=1, keepdims=True), axis=0)).mean(axis=1)
         rows.append(
             {
                 "rule": name,
-                "sees": sees(setting.rule),
+                "sees": setting.rule.sees.value,
                 "tuned": setting.tuned,
                 "value": setting.value,
                 "on_edge": setting.on_edge,
                 "tuning_max_vio": setting.tuning_max_vio,
                 **_balance(max_vio_N),
-                **judge.at(bias_NE, logarithms=name == "multiplicative"),
+                **judge.at(bias_NE, logarithms=setting.rule.works_on_logarithms),
                 "churn": float(churn[len(churn) // 2 :].mean()),
                 "settling": _first_settled(max_vio_N, settled),
                 "missing": 0.0,
@@ -135,11 +133,12 @@ def run(cell: Row, seed: int) -> list[Row]:
     return rows + [_run_baseline(name, batches, top_k, judge) for name in BASELINES]
 
 
-def _record(cell: Row, seed: int) -> tuple[list[FloatArray], int]:
+def record(cell: Row, seed: int) -> tuple[list[FloatArray], int]:
     """The batches of a cell as gates, and K."""
     stream, top_k = _make_stream(cell, seed)
     batches = list(itertools.islice(stream.batches(seed), cell["num_steps"]))
-    if cell["stream"] not in GATES:
+    name = str(cell["stream"])
+    if not STREAMS.get(VARIANTS.get(name, name)).scores_are_gates:
         batches = [sigmoid(batch) for batch in batches]  # type: ignore[arg-type]  # float32 stays float32
     for batch in batches:
         batch.flags.writeable = False
@@ -158,40 +157,32 @@ def _make_stream(cell: Row, seed: int) -> tuple[Stream, int]:
     size = {"num_tokens": tokens, "num_experts": cell["num_experts"]}
     if name == "static":
         batch = next(make_stream("linear_router", **size).batches(seed))
-        return _Recorded([batch] * cell["num_steps"]), cell["top_k"]
+        return Recorded([batch] * cell["num_steps"]), cell["top_k"]
     return make_stream(name.removesuffix("_long"), **size, **PARAMETERS.get(name, {})), cell["top_k"]
 
 
 @cache
 def _settings(**cell: Any) -> dict[str, _Setting]:
     """Every rule at the value that did best on this stream's tuning seed."""
-    batches, top_k = _record(cell, TUNING_SEED)
+    batches, top_k = record(cell, TUNING_SEED)
     return {name: _tune(name, batches, top_k) for name in rule_names()}
 
 
 def _tune(name: str, batches: list[FloatArray], top_k: int) -> _Setting:
-    tuned, values = _candidates(name)
-    if not values:
+    tuned = RULES.get(name).tuned
+    if tuned is None:
         return _Setting(make_rule(name), "-", None, None, False)
-    rules = [make_rule(name, **{tuned: value}) for value in values]
-    scores = [_balance(_run_rule(name, rule, batches, top_k)[1])["max_vio"] for rule in rules]
+    constants: list[dict[str, Any]] = [{tuned.name: value} for value in tuned.values]
+    rules = [make_rule(name, **constant) for constant in constants]
+    scores = [_balance(_run_rule(rule, batches, top_k)[1])["max_vio"] for rule in rules]
     best = int(np.argmin(scores))
-    return _Setting(rules[best], tuned, values[best], scores[best], best in (0, len(values) - 1))
+    return _Setting(rules[best], tuned.name, tuned.values[best], scores[best], best in (0, len(rules) - 1))
 
 
-def _candidates(name: str) -> tuple[str, tuple[float, ...]]:
-    """What is tuned of a rule, and the values tried."""
-    if name in TUNED:
-        return TUNED[name]
-    return ("schedule", STEP_SIZES) if hasattr(make_rule(name), "schedule") else ("-", ())
-
-
-def _run_rule(
-    name: str, rule: Rule, batches: list[FloatArray], top_k: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _run_rule(rule: Rule, batches: list[FloatArray], top_k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The biases that routed the batches, and MaxVio of each."""
-    stream: Stream = _Recorded(batches)
-    if name == "multiplicative":
+    stream: Stream = Recorded(batches)
+    if rule.works_on_logarithms:
         stream = LogScores(stream)
     trajectory = simulate(stream, rule, top_k=top_k, num_steps=len(batches))
     return trajectory.bias_NE[:-1], metrics.max_vio(trajectory)
@@ -239,7 +230,7 @@ class _Judge:
             affinity += float(np.take_along_axis(scores_TE, allocation.experts_TK, axis=1).sum(dtype=np.float64))
             dual += allocation.dual_sum - float(problem.target_E @ bias_E)
         gap = None if logarithms else (dual - self.optimum) / self.optimum
-        return {"affinity": affinity / self.optimum, "dual_gap": gap}
+        return {"affinity": affinity / self.optimum, "gap": gap}
 
 
 def _run_baseline(name: str, batches: list[FloatArray], top_k: int, judge: _Judge) -> Row:
@@ -253,20 +244,20 @@ def _run_baseline(name: str, batches: list[FloatArray], top_k: int, judge: _Judg
     affinity = missing = 0.0
     for n in range(len(batches) // 2, len(batches)):
         served_TE = allocate(batches[n], top_k)
-        max_vio_N[n] = served_TE.sum(axis=0).max() / (tokens * top_k / experts) - 1.0
+        max_vio_N[n] = metrics.max_vio(served_TE.sum(axis=0), target_load_E(tokens, experts, top_k))
         missing += float(np.maximum(0, top_k - served_TE.sum(axis=1)).mean()) / top_k
         if n in judge.places:
             affinity += float(batches[n][served_TE].sum(dtype=np.float64))
     return {
         "rule": name,
-        "sees": "scores before routing",
+        "sees": Sight.SCORES_BEFORE_ROUTING.value,
         "tuned": "-",
         "value": None,
         "on_edge": False,
         "tuning_max_vio": None,
         **_balance(max_vio_N),
         "affinity": affinity / judge.optimum,
-        "dual_gap": None,
+        "gap": None,
         "churn": 0.0,
         "settling": None,
         "missing": missing / (len(batches) - len(batches) // 2),
@@ -293,9 +284,9 @@ def _expert_choice(scores_TE: FloatArray, top_k: int) -> NDArray[np.bool_]:
 def findings(rows: list[Row]) -> list[Finding]:
     """The sign rule against the best other load-only rule of each stream (chosen on the tuning seed), then ranks."""
     found = [_duel(rows, stream) for stream in _streams(rows)]
-    by_loads = [row for row in rows if row["sees"] == "loads"]
+    by_loads = [row for row in rows if row["sees"] == Sight.LOADS]
     ranks, ranks_loads = _mean_ranks(rows), _mean_ranks(by_loads)
-    best = {kind: min((r for r in ranks if _seen(rows, r) == kind), key=lambda r: _mean(ranks[r])) for kind in _SIGHTS}
+    best = {kind: min((r for r in ranks if _seen(rows, r) == kind), key=lambda r: _mean(ranks[r])) for kind in Sight}
     first = min(ranks_loads, key=lambda rule: _mean(ranks_loads[rule]))
     found += [
         Finding(
@@ -317,16 +308,14 @@ def findings(rows: list[Row]) -> list[Finding]:
     return found
 
 
-_SIGHTS = ("loads", "scores after routing", "scores before routing")
-
-
 def _duel(rows: list[Row], stream: str) -> Finding:
     """MaxVio of `sign` over that of its strongest rival, seed by seed; geometric mean, interval of the logarithms."""
     here = [row for row in rows if row["stream"] == stream]
+    alike = {"sign", *(name for name in rule_names() if RULES.get(name).routes_as == "sign")}
     rivals = {
         row["rule"]: row["tuning_max_vio"]
         for row in here
-        if row["sees"] == "loads" and row["tuned"] != "-" and row["rule"] not in ("sign", "recentred_sign")
+        if row["sees"] == "loads" and row["tuned"] != "-" and row["rule"] not in alike
     }
     rival = min(rivals, key=lambda rule: rivals[rule])
     of = {(row["rule"], row["seed"]): row["max_vio"] for row in here}
@@ -389,7 +378,7 @@ def table(rows: list[Row]) -> str:
             str(mean_interval(ranks[rule])) if rule in ranks else "-",
             *(f"{_over_streams(own, name):.3f}" for name in ("max_vio", "max_vio_p99", "max_vio_worst")),
             f"{100 * _over_streams(own, 'affinity'):.2f}",
-            "-" if own[0]["dual_gap"] is None else f"{100 * _over_streams(own, 'dual_gap'):.3f}",
+            "-" if own[0]["gap"] is None else f"{100 * _over_streams(own, 'gap'):.3f}",
             f"{_over_streams(own, 'churn'):.1e}",
             f"{np.median(settled):g}" if settled else "-",
             f"{sum(row['settling'] is None for row in own)} of {len(own)}" if rule in ranks else "-",
@@ -408,18 +397,18 @@ def _over_streams(rows: list[Row], name: str) -> float:
 
 @styled
 def figure(rows: list[Row]) -> Figure:
-    """Mean ranks with their intervals, and MaxVio of every rule on every stream, coloured against that of `sign`."""
+    """Mean ranks with their intervals, and MaxVio of every rule on every stream, colored against that of `sign`."""
     ranks = _mean_ranks(rows)
     rules = sorted(ranks, key=lambda rule: _mean(ranks[rule]))
     streams = _streams(rows)
     drawing, (left, right) = new_figure(1, 2, height=5.6, width=9.5, sharey=True, ratios=(1.0, 3.2))
-    colours = dict(zip(_SIGHTS, (BLUE, ORANGE, GREEN)))
-    for sight, colour in colours.items():
+    colors = dict(zip(Sight, (BLUE, ORANGE, GREEN)))
+    for sight, color in colors.items():
         own = [place for place, rule in enumerate(rules) if _seen(rows, rule) == sight]
         intervals = [mean_interval(ranks[rules[place]]) for place in own]
         means = [interval.mean for interval in intervals]
         error = [interval.high - interval.mean if interval.num_seeds > 1 else 0.0 for interval in intervals]
-        left.errorbar(means, own, xerr=error, fmt="o", color=colour, label=sight, capsize=2)
+        left.errorbar(means, own, xerr=error, fmt="o", color=color, label=sight, capsize=2)
     left.set_yticks(range(len(rules)), rules)
     left.set(xlabel="mean rank (1 is best)", title="All streams", ylim=(len(rules) - 0.5, -0.5))
     left.legend(title="sees", loc="lower left", fontsize=7, handlelength=1.0, borderpad=0.2)
@@ -447,23 +436,16 @@ def figure(rows: list[Row]) -> Figure:
     return drawing
 
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-
-
-def main() -> None:
-    """Write the table of the saved rows between its marks on the page: python -m experiments.leaderboard."""
-    parser = argparse.ArgumentParser(description="Write the leaderboard's table into its page.")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="results folder of python -m experiments run")
-    parser.add_argument("--page", type=Path, default=Path("docs/experiments/leaderboard.md"))
-    options = parser.parse_args()
-    text = options.page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(
-            f"{options.page} must hold the lines {BEGIN} and {END} once each; add them where the table goes"
-        )
-    written = table(saved_rows("leaderboard", options.out / "leaderboard"))
-    write_text(options.page, f"{text.split(BEGIN)[0]}{BEGIN}\n\n{written}\n\n{END}{text.split(END)[1]}")
+def main(
+    out: Annotated[Path, typer.Option(help="Results folder of `python -m experiments run`.")] = Path("report"),
+    page: Annotated[Path, typer.Option(help="Page that holds the marks of the table.")] = Path(
+        "docs/experiments/leaderboard.md"
+    ),
+) -> None:
+    """Write the leaderboard's table, from saved rows, into its page."""
+    write_between(page, "table", table(saved_rows("leaderboard", out / "leaderboard")))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
+VERDICT = "Refuted on all 16 streams: tuned alike, another rule that sees loads only balances better on each."

@@ -19,7 +19,6 @@ from scipy import stats
 
 from alflb import load_router_trace, make_rule, make_stream, metrics, simulate, solve_exact
 from alflb.bounds import TRACKING_RULES, TargetMotion, best_tracking_step, tracking_cost
-from alflb.datasets import RouterTrace
 from alflb.duality import center
 from alflb.io import Row
 from alflb.observers import make_observers
@@ -28,12 +27,18 @@ from alflb.population import GumbelTopOne, IndependentScores, SampledScores
 from alflb.problem import AssignmentProblem
 from alflb.streams import Stream
 from alflb.streams.drift import Drift
+from alflb.traces import RouterTrace
+from alflb.verdict import Finding
 from experiments._oracle import gumbel_values, logistic_values
-from experiments._statistics import Finding, mean_interval
+from experiments._statistics import mean_interval
 
 CLAIM = (
     "While p* moves, regret and MaxVio are U-shaped in u, and the bottom is where lag and noise, both known from u, T, "
     "the Hessian and the speed, add up to least."
+)
+VERDICT = (
+    "Supported for an optimum that moves steadily; refuted for real text, whose optimum jumps: the predicted "
+    "step is up to 3.4 times too large."
 )
 
 SEEDS = 3

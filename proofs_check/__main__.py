@@ -5,7 +5,6 @@ Exit code 0 when every claim holds and every control is refuted; 1 otherwise; 2 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import pkgutil
@@ -14,12 +13,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import proofs_check
+from alflb.cli._console import progress_bar, reports_errors
+from alflb.registry import unknown_name
 from proofs_check import formal
 from proofs_check._runner import Effort, Row, formal_rows, run_claim
 
@@ -28,73 +30,79 @@ DEEP_SECONDS = 60.0
 
 
 def claims() -> list[ModuleType]:
-    """Every claim file, C0 to C10 and the law last: public modules of this package, folders left out."""
+    """Every claim file, C0, C1, ... in order and the law last: public modules of this package, folders left out."""
     found = pkgutil.iter_modules(proofs_check.__path__)
     names = [module.name for module in found if not module.ispkg and not module.name.startswith("_")]
     modules = [importlib.import_module(f"proofs_check.{name}") for name in names]
     return sorted(modules, key=lambda module: int(module.CLAIM[1:]) if module.CLAIM[1:].isdigit() else 99)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print one table; see ``--help``."""
-    modules = {module.CLAIM: module for module in claims()}
-    options = _parser(list(modules)).parse_args(arguments)
-    chosen = [modules[options.claim]] if options.claim else list(modules.values())
-    seconds = options.budget / len(chosen) if options.budget else DEEP_SECONDS if options.claim else None
-    if options.instances and not options.budget:
-        seconds = None
-    effort = Effort(options.seed, options.instances, seconds)
-    try:
-        rows = _run(chosen, effort, quiet=options.json)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    if options.json:
+_CHOICES = ", ".join(module.CLAIM for module in claims())
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@reports_errors
+def main(
+    claim: Annotated[
+        str | None,
+        typer.Option(help=f"Only this claim, for {DEEP_SECONDS:.0f} s unless --budget says otherwise: {_CHOICES}."),
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole run, such as 90s, 10m or 1h.")] = None,
+    instances: Annotated[
+        int | None, typer.Option(min=1, help="Instances of each check, instead of each claim's own number.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the instances.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
+    page: Annotated[
+        Path | None, typer.Option(metavar="DOCS", help="Also write DOCS/claims.md and its figures from this run.")
+    ] = None,
+) -> None:
+    """Run the claims of the theory, their controls, proofs and searches; exit code 1 unless all is as it must be."""
+    chosen = claims() if claim is None else [_claim(claim)]
+    spent = None if budget is None else _duration(budget)
+    rows = _run(chosen, _effort(seed, instances, spent, len(chosen), deep=claim is not None), quiet=as_json)
+    if as_json:
         for row in rows:
             print(json.dumps({**asdict(row), "slack": row.slack}))
     else:
-        _print(rows, chosen if options.claim else [])
-    if options.page:
+        _print(rows, chosen if claim else [])
+    if page:
         from proofs_check._page import write_page
 
-        write_page(options.page, chosen, rows, _command(options))
-    return 0 if all(row.passed for row in rows) else 1
+        write_page(page, chosen, rows, _command(spent, seed))
+    if not all(row.passed for row in rows):
+        raise SystemExit(1)
 
 
-def _parser(names: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m proofs_check", description=proofs_check.__doc__)
-    parser.add_argument(
-        "--claim",
-        type=str.upper,
-        choices=names,
-        help=f"only this claim, for {DEEP_SECONDS:.0f} s unless --budget says otherwise",
-    )
-    parser.add_argument("--budget", type=_duration, help="time for the whole run, such as 90s, 10m or 1h")
-    parser.add_argument(
-        "--instances", type=_positive, help="instances of each check instead of each claim's own number"
-    )
-    parser.add_argument("--seed", type=_natural, default=0, help="chooses the instances")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
-    parser.add_argument(
-        "--page", type=Path, metavar="DOCS", help="also write DOCS/claims.md and its figures from this run"
-    )
-    return parser
+def _claim(name: str) -> ModuleType:
+    """The claim of this name, in whatever case it is written."""
+    modules = {module.CLAIM: module for module in claims()}
+    if name.upper() not in modules:
+        raise unknown_name("claim", name, modules)
+    return modules[name.upper()]
 
 
-def _command(options: argparse.Namespace) -> str:
-    budget = f" --budget {options.budget:.0f}s" if options.budget else ""
-    return f"python -m proofs_check{budget} --seed {options.seed} --page docs"
+def _effort(seed: int, instances: int | None, budget: float | None, count: int, *, deep: bool) -> Effort:
+    """Share a budget among the claims; a single claim has one of its own unless its instances are counted."""
+    if budget is not None:
+        return Effort(seed, instances, budget / count)
+    return Effort(seed, instances, DEEP_SECONDS if deep and instances is None else None)
+
+
+def _command(budget: float | None, seed: int) -> str:
+    words = "" if budget is None else f" --budget {budget:.0f}s"
+    return f"python -m proofs_check{words} --seed {seed} --page docs"
 
 
 def _run(chosen: list[ModuleType], effort: Effort, *, quiet: bool) -> list[Row]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     rows: list[Row] = []
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task("checking", total=len(chosen))
+    with progress_bar(quiet=quiet) as progress:
+        progress.begin("checking", len(chosen))
         for module in chosen:
-            progress.update(task, description=f"{module.CLAIM} {module.TITLE}")
             rows.extend(run_claim(module, effort))
-            progress.advance(task)
+            progress.advance(1)
         if len(chosen) > 1:
             rows.extend(formal_rows(formal.OTHER_CLAIMS))
     return rows
@@ -131,23 +139,9 @@ def number(value: float | None) -> str:
 def _duration(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text.strip())
     if not match or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90s, 10m or 1h")
+        raise ValueError(f"--budget is {text!r}, which is not a duration; write 90s, 10m or 1h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
 
 
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _natural(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    if not text.isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {least}")
-    return int(text)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    app()

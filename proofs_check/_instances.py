@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from alflb.problem import AssignmentProblem
 from alflb.rules import Rule, make_rule
-from alflb.simulation import Trajectory, simulate
+from alflb.simulation import simulate
 from alflb.streams import Static
+from alflb.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)

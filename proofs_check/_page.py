@@ -117,9 +117,9 @@ def monotone_figure() -> Figure:
         one = Instance.of(scores, 1)
         grid = np.linspace(-2, 12 if len(scores) > 1 else 4, 400)
         axis.plot(grid, [dual_value(one.problem, [-x / 2, x / 2]) for x in grid], color=plotting.GREY)
-        for length, colour, name in _steps(len(scores)):
+        for length, color, name in _steps(len(scores)):
             height = [dual_value(one.problem, [0, 0]), dual_value(one.problem, [-length / 2, length / 2])]
-            axis.plot([0, length], height, "-o", color=colour, label=f"{name}: D rises by {height[1] - height[0]:g}")
+            axis.plot([0, length], height, "-o", color=color, label=f"{name}: D rises by {height[1] - height[0]:g}")
         axis.set(xlabel="p_2 - p_1 (score units)", ylabel="D (score units)")
         axis.set_title(title, fontsize=8.5)
         axis.legend()
@@ -148,7 +148,7 @@ def band_figure() -> Figure:
         for sign in (-1, 1):
             axis.axhline(target + sign * float(band), ls=style, color=plotting.RED, label=name if sign > 0 else None)
     axis.axhline(target, color=plotting.GREY, label="L")
-    axis.set(xlabel="step n", ylabel="load (tokens)", title="E = 5, m = 3: the deviation is the sharp band, for ever")
+    axis.set(xlabel="step n", ylabel="load (tokens)", title="E = 5, m = 3: the deviation is the sharp band, forever")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -180,8 +180,8 @@ def law_figure(compared: list[Comparison]) -> Figure:
     figure, (axis,) = plotting.new_figure(1, 1, height=3.0)
     for index, name in enumerate(("bias sd", "load sd", "MaxVio")):
         ratio = [seen[index] / said[index] for _, seen, said, _ in compared]
-        colour, marker = plotting.CATEGORIES[index], plotting.MARKERS[index]
-        axis.scatter([pull for *_, pull in compared], ratio, color=colour, marker=marker, s=26, label=name, alpha=0.85)
+        color, marker = plotting.CATEGORIES[index], plotting.MARKERS[index]
+        axis.scatter([pull for *_, pull in compared], ratio, color=color, marker=marker, s=26, label=name, alpha=0.85)
     axis.axhline(1.0, color=plotting.GREY, lw=0.8)
     axis.axvline(2.0, color=plotting.GREY, ls=":", label="pull = 2")
     axis.set_xscale("log")

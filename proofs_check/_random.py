@@ -50,5 +50,5 @@ def first_failure_or_worst(verdicts: list[Verdict]) -> Verdict:
     reported = next((one for one in verdicts if not one.holds), max(verdicts, key=lambda one: one.ratio))
     total = sum(one.instances for one in verdicts)
     return Verdict(
-        reported.claim, reported.kind, total, reported.measured, reported.bound, reported.holds, reported.witness
+        reported.claim, reported.statement, total, reported.measured, reported.bound, reported.holds, reported.witness
     )

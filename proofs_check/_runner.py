@@ -23,7 +23,7 @@ class Row:
 
     claim: str
     part: str
-    """check, control, sharper, conjecture, witnesses, proof, all sizes or search."""
+    """check, control, sharper, witnesses, proof, all sizes or search."""
     kind: str
     instances: int
     measured: float | None
@@ -57,8 +57,6 @@ def run_claim(module: ModuleType, effort: Effort) -> Iterator[Row]:
     yield _verdict_row(module.CLAIM, "control", lambda: module.BROKEN(seed=effort.seed, **sizes), must_fail=True)
     if hasattr(module, "sharper"):
         yield _verdict_row(module.CLAIM, "sharper", lambda: _repeated(module.sharper, effort, sizes, share))
-    if hasattr(module, "conjecture"):
-        yield _verdict_row(module.CLAIM, "conjecture", lambda: _repeated(module.conjecture, effort, sizes, share))
     if any(one.claim == module.CLAIM for one in WITNESSES):
         yield _witness_row(module.CLAIM)
     if hasattr(module, "PROOF"):
@@ -81,7 +79,7 @@ def _repeated(check: Callable[..., Verdict], effort: Effort, sizes: dict[str, in
         total, rounds = total + latest.instances, rounds + 1
         if not latest.holds or latest.ratio > worst.ratio:
             worst = latest
-    return Verdict(worst.claim, worst.kind, total, worst.measured, worst.bound, worst.holds, worst.witness)
+    return Verdict(worst.claim, worst.statement, total, worst.measured, worst.bound, worst.holds, worst.witness)
 
 
 def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail: bool = False) -> Row:
@@ -96,14 +94,14 @@ def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail
     return Row(
         claim,
         part,
-        found.kind,
+        found.statement,
         found.instances,
         float(found.measured),
         float(found.bound),
         passed,
         words,
         seconds,
-        found.witness,
+        dict(found.witness),
     )
 
 

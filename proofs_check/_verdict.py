@@ -1,45 +1,13 @@
-"""What a check says, and the one loop that measures instances against a bound."""
+"""The one loop that holds instances against a bound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any
 
+from alflb.verdict import Number, Verdict
 from proofs_check._instances import Instance
 
-Number = int | float | Fraction
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of checking one claim on many instances."""
-
-    claim: str
-    kind: str
-    """equality, upper, condition, statistical or law."""
-    instances: int
-    measured: Number
-    """What the claim bounds, at the instance where measured / bound is worst."""
-    bound: Number
-    """What the claim allows at that instance."""
-    holds: bool
-    witness: dict[str, Any] = field(default_factory=dict)
-    """A counterexample when it fails; the tightest instance otherwise."""
-
-    @property
-    def slack(self) -> Number:
-        """Bound minus measured, at the worst instance."""
-        return self.bound - self.measured
-
-    @property
-    def ratio(self) -> float:
-        """Measured / bound at the worst instance; 1 is tight, above 1 refutes, 0 / 0 counts as 0."""
-        if self.bound == 0:
-            return 0.0 if self.measured <= 0 else float("inf")
-        return float(self.measured / self.bound)
-
+__all__ = ["Measure", "Number", "Verdict", "worst_of"]
 
 Measure = Callable[[Instance], tuple[Number, Number]]
 """(measured, bound) of one instance; the claim is measured <= bound."""

@@ -192,6 +192,14 @@ WITNESSES = (
     ),
     Witness("late entry, rho / 2u = 200", "C5", c5.late(400), _entry, 199, "E = 2: 199 of 201 steps"),
     Witness(
+        "entry after more than R steps",
+        "C5",
+        c5.rotating(4, 240),
+        _entry,
+        73,
+        "E = 4, T = 8: R = 72 steps are not enough, against what we conjectured",
+    ),
+    Witness(
         "entry from afar",
         "C5",
         Instance.of([[0, 0], [3, 0]], 1, bias=[4, 0]),

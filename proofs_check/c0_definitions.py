@@ -18,7 +18,7 @@ import numpy as np
 from alflb import bounds, duality
 from alflb.kernels import get_kernels
 from alflb.observers import make_observers
-from alflb.rules import make_rule
+from alflb.rules import Observation, make_rule
 from alflb.simulation import simulate
 from alflb.streams import Static
 from proofs_check import _integers
@@ -92,8 +92,8 @@ def _same_run(one: Instance, backend: str, biases: list[list[int]], loads: list[
 def _is_recentred_sign(one: Instance, sign_E: np.ndarray) -> bool:
     """E times the recentred direction is a whole vector: E s - sum s, to the nearest integer."""
     rule = make_rule("recentred_sign", 1.0)
-    load_E = duality.allocate(one.problem, one.bias).load_E
-    moved, _ = rule.update(np.zeros(one.num_experts), load_E, one.problem.target_E, 1, rule.init(one.num_experts))
+    seen = Observation(1, one.problem.target_E, load_E=duality.allocate(one.problem, one.bias).load_E)
+    moved, _ = rule.step(np.zeros(one.num_experts), seen, rule.init(one.num_experts))
     whole_E = np.rint(one.num_experts * moved)
     near = np.abs(one.num_experts * moved - whole_E).max() < 1e-9
     return bool(near and np.array_equal(whole_E, one.num_experts * sign_E - sign_E.sum()))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from alflb import duality
-from alflb.rules import Rule, make_rule
+from alflb.rules import Observation, Rule, make_rule
 from proofs_check._instances import Instance, draw, smallest
 from proofs_check._smt import Model, Proof
 from proofs_check._verdict import Verdict, worst_of
@@ -39,9 +39,8 @@ def BROKEN(seed: int = 0, instances: int = 2000) -> Verdict:
 
 def excess(one: Instance) -> tuple[float, int]:
     """How far outside the sandwich a free step and a sign step are; 1 more when the condition errs."""
-    sign_next, _ = make_rule("sign", one.step_size).update(
-        one.bias.astype(np.float64), duality.allocate(one.problem, one.bias).load_E, one.problem.target_E, 1, ()
-    )
+    seen = Observation(1, one.problem.target_E, load_E=duality.allocate(one.problem, one.bias).load_E)
+    sign_next, _ = make_rule("sign", one.step_size).step(one.bias.astype(np.float64), seen, ())
     worst = 0.0
     for following in (one.next_bias, sign_next):
         step = duality.step_certificate(one.problem, one.bias, following)

@@ -3,6 +3,6 @@
 import signal
 
 
-def hear_interrupts():
-    """Jobs in the background of a shell are started deaf to SIGINT, and so are their children."""
+def restore_interrupts():
+    """Let a child take SIGINT, which jobs in the background of a shell and their children are started without."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

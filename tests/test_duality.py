@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from _dyadic import dyadic_bias, dyadic_problems
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from alflb import bounds, duality
 from alflb.exact import solve_exact
@@ -91,26 +92,51 @@ def test_unconditional_monotonicity_is_false():
 def test_gap_certificate_brackets_the_optimum(problem, seed):
     value = solve_exact(problem, method="highs").value
     certificate = duality.gap_certificate(problem, dyadic_bias(problem.num_experts, seed))
-    low, high = certificate.interval
+    low, high = certificate.lower_bound, certificate.upper_bound
     assert low - 1e-9 <= value <= high + 1e-9
     assert certificate.dual_value - value <= certificate.gap_bound + 1e-9
     assert certificate.affinity - value <= certificate.affinity_excess_bound + 1e-9
     assert value - certificate.affinity <= certificate.affinity_loss_bound + 1e-9
 
 
-def test_gap_certificate_refuses_unequal_targets():
-    problem = AssignmentProblem([[0.5, 0.0], [0.25, 0.0], [0.0, 0.0]], 1, [2.0, 1.0])
-    with pytest.raises(ValueError, match="target_E differs"):
-        duality.gap_certificate(problem, [0.0, 0.0])
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_gap_certificate_of_unequal_targets_holds_the_optimum(data):
+    tokens, experts = data.draw(st.integers(1, 6)), data.draw(st.integers(2, 4))
+    top_k = data.draw(st.integers(1, experts))
+    scores = data.draw(arrays(np.float64, (tokens, experts), elements=st.integers(-8, 8).map(float)))
+    bias = data.draw(arrays(np.float64, experts, elements=st.integers(-8, 8).map(lambda n: n / 2)))
+    order = data.draw(arrays(np.float64, (tokens, experts), elements=st.integers(0, 3).map(float)))
+    target = duality.allocate(AssignmentProblem(order, top_k), np.zeros(experts)).load_E  # some assignment's loads
+    problem = AssignmentProblem(scores, top_k, target)
+    certificate, value = duality.gap_certificate(problem, bias), solve_exact(problem).value
+    low, high = certificate.lower_bound, certificate.upper_bound
+    assert low - 1e-9 <= value <= high + 1e-9
+    assert certificate.affinity - value <= certificate.affinity_excess_bound + 1e-9
 
 
-def test_balance_bound_is_false_for_unequal_targets():
-    """Why it refuses: two tokens, four experts, K = 2, p = 0, and the gap is 8 where claim C6 would allow 4."""
+def test_the_interval_is_the_tightest_the_bounds_give_on_either_side():
+    strict = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        problem = AssignmentProblem(rng.integers(0, 9, (6, 3)).astype(float), 1)
+        one = duality.gap_certificate(problem, rng.integers(-9, 9, 3) / 2)
+        looser = one.dual_value - one.gap_bound, one.affinity + one.affinity_loss_bound
+        assert (one.lower_bound, one.upper_bound) == (one.affinity - one.affinity_excess_bound, one.dual_value)
+        assert looser[0] <= one.lower_bound
+        assert one.upper_bound <= looser[1]
+        strict += looser[0] < one.lower_bound and one.upper_bound < looser[1]
+    assert strict > 20
+
+
+def test_balance_bound_of_equal_targets_is_false_for_unequal_ones():
+    """Why the certificate then allows (E - 1) rho. Here the gap is 8 where claim C6 would allow 4."""
     problem = AssignmentProblem([[3.0, 0.0, 4.0, 4.0], [4.0, 2.0, 0.0, 0.0]], 2, [0.0, 2.0, 1.0, 1.0])
     load_E = duality.allocate(problem, np.zeros(4)).load_E
     gap = duality.dual_value(problem, np.zeros(4)) - solve_exact(problem, method="highs").value
     allowed = bounds.gap_bound(duality.violation(load_E, problem.target_E).l1, 0.0, problem.score_range)
     assert (gap, allowed) == (8.0, 4.0)
+    assert duality.gap_certificate(problem, np.zeros(4)).gap_bound == 12.0
 
 
 def test_balance_bound_is_attained():

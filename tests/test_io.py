@@ -1,6 +1,9 @@
 """Files appear whole or not at all; rows carry where they come from."""
 
 import errno
+import os
+import socket
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +68,64 @@ def test_require_writable_names_the_folder(tmp_path):
     with pytest.raises(OSError, match="Not a directory") as caught:
         io.require_writable(tmp_path / "file" / "folder")
     assert caught.value.filename == str(tmp_path / "file" / "folder")
+
+
+def test_links_are_followed(tmp_path):
+    target = tmp_path / "elsewhere" / "target"
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    for text in ("first", "second"):  # the target does not exist, then it does
+        io.write_text(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError, match=r"[Ss]ymbolic links") as caught:
+        io.write_text(loop, "text")
+    assert caught.value.filename == str(loop)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder", "link to a device"])
+@pytest.mark.parametrize("check", [io.require_writable_file, lambda path: io.write_text(path, "text")])
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path, monkeypatch, kind, check):
+    monkeypatch.chdir(tmp_path)
+    path = Path("special")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/null")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    before = os.stat(path).st_mode
+    with pytest.raises(OSError, match=r"regular file|directory") as caught:
+        check(path)
+    assert caught.value.filename == str(path)
+    assert os.stat(path).st_mode == before
+
+
+def test_permissions_of_a_replaced_file_are_kept_and_new_files_are_ordinary(tmp_path):
+    path = tmp_path / "private"
+    io.write_text(path, "one")
+    (tmp_path / "ordinary").write_text("")
+    assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    path.chmod(0o600)
+    io.write_text(path, "two")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_rows_that_have_changed_are_refused(tmp_path):
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    io.write_rows(path, [{"a": 1}, {"a": 2}], {"cell": 3})
+    assert io.read_labeled_rows(path) == ([{"a": 1}, {"a": 2}], {"cell": 3})
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 1), path)
+    with pytest.raises(ValueError, match="has been changed"):
+        io.read_rows(path)

@@ -6,8 +6,9 @@ import pytest
 from alflb import metrics
 from alflb.metrics import Cycle, find_cycle
 from alflb.rules import make_rule
-from alflb.simulation import Trajectory, simulate
+from alflb.simulation import simulate
 from alflb.streams import Static, make_stream
+from alflb.trajectory import Trajectory
 
 
 def trajectory(loads, biases=None, static=True):
@@ -26,14 +27,39 @@ def test_max_vio_of_batches_and_of_the_whole():
     assert metrics.max_vio_global(RUN, first_step=2) == pytest.approx(1 / 6)  # (6, 7, 5), target 6
 
 
-def test_norms_cv_and_spread():
-    norms = metrics.violation_norms(RUN)
-    assert norms["l1"].tolist() == [8.0, 2.0, 2.0, 0.0]
-    np.testing.assert_allclose(norms["l2"], [np.sqrt(24), np.sqrt(2), np.sqrt(2), 0.0])
-    assert norms["linf"].tolist() == [4.0, 1.0, 1.0, 0.0]
+def test_arrays_and_a_trajectory_give_the_same():
+    for metric in (metrics.max_vio, metrics.max_vio_global, metrics.load_cv):
+        np.testing.assert_array_equal(metric(RUN.load_NE), metric(RUN))
+    assert metrics.settling_time(RUN.load_NE, 0.5) == metrics.settling_time(RUN, 0.5)
+    assert metrics.max_vio(RUN.load_NE[1]) == 0.5
+
+
+def test_unequal_targets():
+    assert metrics.max_vio([3, 1], [3.0, 1.0]) == 0.0
+    assert metrics.max_vio([[3, 1], [2, 2]], [3.0, 1.0]).tolist() == [0.0, 1.0]
+    assert metrics.max_vio_global([[3, 1], [1, 1]], [[3.0, 1.0], [1.0, 1.0]]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("loads", "targets", "words"),
+    [
+        ([0, 0], None, "a batch without tokens"),
+        ([[1, 1], [0, 0]], None, "a batch without tokens"),
+        ([1, -1], None, "negative or not finite"),
+        ([1, np.nan], None, "negative or not finite"),
+        (["1", "2"], None, "dtype <U1; pass tokens per expert"),
+        (3, None, r"shape \(\)"),
+        ([1, 1], [2.0, 0.0], "targets holds values that are not positive"),
+        ([1, 1], [2.0, np.nan], "targets holds values that are not positive"),
+    ],
+)
+def test_loads_that_have_no_max_vio_are_refused(loads, targets, words):
+    with pytest.raises(ValueError, match=words):
+        metrics.max_vio(loads, targets)
+
+
+def test_cv():
     np.testing.assert_allclose(metrics.load_cv(RUN), [np.sqrt(2), np.sqrt(2 / 3) / 2, np.sqrt(2 / 3) / 2, 0.0])
-    biases = [[0, 0, 0], [1, 0, -1], [2, 0, 0], [0, 0, 0], [0, 0, 4]]
-    assert metrics.bias_spread(trajectory(RUN.load_NE, biases)).tolist() == [0, 2, 2, 0, 4]
 
 
 @pytest.mark.parametrize(("tolerance", "expected"), [(2.0, 1), (0.5, 2), (0.49, 4), (0.0, 4)])

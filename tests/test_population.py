@@ -51,6 +51,13 @@ def test_picks_sum_to_k_and_optimum_balances(shape, top_k):
         assert abs(optimum.mean()) < 1e-12
 
 
+def test_nodes_are_dense_where_the_top_k_is_decided():
+    """Many unlike experts: quantiles of each alone leave the few scores around the K-th best too coarse a grid."""
+    offsets = 3.0 * np.random.default_rng(0).standard_normal(256)
+    coarse, fine = (IndependentScores(stats.logistic(), 128, offsets=offsets, order=order) for order in (12, 20))
+    assert np.abs(coarse.pick_probability(np.zeros(256)) - fine.pick_probability(np.zeros(256))).max() < 1e-13
+
+
 def test_more_nodes_change_nothing():
     coarse = IndependentScores(stats.logistic(), 3, offsets=np.linspace(-1, 1, 9))
     fine = IndependentScores(stats.logistic(), 3, offsets=np.linspace(-1, 1, 9), order=40)
@@ -90,14 +97,21 @@ def test_mixed_distributions_and_all_experts_used():
     assert np.abs(full.hessian(np.zeros(4))).max() < 1e-12
 
 
-def test_curvature_shrinks_on_larger_balls_and_respects_the_certificate():
+@pytest.mark.parametrize("radius", [0.0, 0.5, 2.0])
+def test_the_pick_range_of_gumbel_scores_is_attained_and_certifies_the_curvature(radius):
+    """Two biases of norm R that sum to zero differ by sqrt(2) R: no more, and all of it for one pair of experts."""
+    pair = GumbelTopOne([0.3, -0.3])
+    lowest, highest = gumbel_pick_range(pair.offset_E, radius)
+    extremes = [pair.pick_probability(side * radius / np.sqrt(2) * np.array([1.0, -1.0])) for side in (1, -1)]
+    assert lowest == pytest.approx(np.min(extremes), rel=1e-12)
+    assert highest == pytest.approx(np.max(extremes), rel=1e-12)
     one = GumbelTopOne([0.2, 0.0, -0.2])
-    values = [one.curvature_on_ball(radius) for radius in (0.0, 0.5, 1.0)]
-    assert values[0] > values[1] > values[2]
-    for radius, value in zip((0.0, 0.5, 1.0), values):
-        lowest, highest = gumbel_pick_range(one.offset_E, radius)
-        assert lowest <= value
-        assert lowest <= one.pick_probability([0, 0, 0]).min() <= one.pick_probability([0, 0, 0]).max() <= highest
+    lowest, highest = gumbel_pick_range(one.offset_E, radius)
+    for seed in range(50):
+        at = bias(3, seed)
+        at = radius * (at - at.mean()) / np.linalg.norm(at - at.mean())
+        assert lowest <= one.pick_probability(at).min() <= one.pick_probability(at).max() <= highest
+        assert lowest <= one.curvatures(at)[0]
 
 
 @pytest.mark.parametrize(("num_experts", "top_k", "seconds"), [(64, 6, 4.0), (256, 8, 40.0)])

@@ -1,9 +1,13 @@
-"""The door: what is refused, and whether the message names the argument and the mend."""
+"""The door: what is refused, and whether the message names the argument and how to fix it."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from alflb.problem import AssignmentProblem, check_bias, check_count, check_scores, target_load_E
+from alflb import duality, route, simulate, solve_exact
+from alflb.problem import AssignmentProblem, check_bias, check_count, check_scores, check_target, target_load_E
 
 GOOD = np.array([[0.5, 0.25], [0.0, 1.0]])
 
@@ -23,6 +27,12 @@ GOOD = np.array([[0.5, 0.25], [0.0, 1.0]])
         (np.ones((2, 2), dtype=complex), "float32 or float64"),
         ([["a", "b"]], "float32 or float64"),
         (None, "float32 or float64"),
+        (np.ma.masked_array(np.ones((2, 2)), [[True, False], [False, False]]), r"a masked array; drop padding"),
+        (np.ma.masked_array(np.ones((2, 2))), "a masked array"),
+        (
+            [[1.0, 0.0], [-np.inf, -np.inf]],
+            r"token 1 has no expert .* \(1 such tokens\); if they are padding",
+        ),
     ],
 )
 def test_bad_scores_are_refused_by_name(scores, words):
@@ -98,3 +108,90 @@ def test_counts_must_be_positive_integers(value):
 
 def test_numpy_integers_count():
     assert check_count(np.int32(3), "rounds") == 3
+
+
+@given(
+    loads=arrays(np.int64, st.integers(2, 12), elements=st.integers(0, 1000)),
+    top_k=st.integers(1, 4),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@settings(deadline=None)
+def test_targets_rounded_to_float32_are_accepted_and_sum_exactly(loads, top_k, dtype):
+    """Shares of K T, computed in float32: whatever their rounding, the sum is right afterwards."""
+    top_k, loads = min(top_k, len(loads)), loads + 1
+    num_tokens = int(loads.max()) + 7
+    given_E = (loads / loads.sum() * top_k * num_tokens).astype(dtype)
+    if given_E.max() > num_tokens:
+        return
+    target_E = check_target(given_E, num_tokens, len(loads), top_k)
+    assert target_E.sum() == pytest.approx(top_k * num_tokens, rel=1e-9)
+    assert np.abs(target_E - given_E).max() <= 1e-6 * num_tokens * top_k
+    assert target_E.min() >= 0
+    assert target_E.max() <= num_tokens
+
+
+def test_the_sum_of_bad_targets_is_printed_so_that_it_differs():
+    with pytest.raises(ValueError, match=r"target_E sums to 24\.0001; it must sum to top_k \* num_tokens = 24"):
+        check_target([12.0, 12.0001], 24, 2, 1)
+
+
+@pytest.mark.parametrize("row", [[-np.inf] * 3, [-np.inf, -np.inf, 0.0]])
+def test_a_token_without_enough_experts_is_refused_wherever_scores_enter(row):
+    scores = np.array([[0.5, 0.25, 0.0]] * 4 + [row])
+    for enter in (
+        lambda: AssignmentProblem(scores, 2),
+        lambda: simulate(scores, "sign", top_k=2, num_steps=2),
+        lambda: simulate(OneBatch(scores), "sign", top_k=2, num_steps=2),
+        lambda: route(scores, np.zeros(3), 2),
+    ):
+        with pytest.raises(ValueError, match="token 4"):
+            enter()
+
+
+class OneBatch:
+    """A user's own stream."""
+
+    def __init__(self, scores):
+        self.scores = scores
+        self.num_tokens, self.num_experts = scores.shape
+
+    def batches(self, seed):
+        while True:
+            yield self.scores
+
+
+def test_a_masked_array_is_never_taken_for_what_lies_under_the_mask():
+    masked = np.ma.masked_array(np.ones((4, 2)), np.arange(8).reshape(4, 2) < 2)
+    for enter in (
+        lambda: AssignmentProblem(masked, 1),
+        lambda: simulate(masked, "sign", top_k=1, num_steps=1),
+        lambda: simulate(OneBatch(masked), "sign", top_k=1, num_steps=1),
+        lambda: route(masked, np.zeros(2), 1),
+        lambda: route(np.ones((4, 2)), np.ma.masked_array([0.0, 0.0], [True, False]), 1),
+    ):
+        with pytest.raises(ValueError, match="masked array"):
+            enter()
+
+
+def test_an_array_in_the_place_of_a_problem_is_one_clear_line():
+    for call in (
+        lambda: solve_exact(GOOD),
+        lambda: duality.dual_value(GOOD, [0.0, 0.0]),
+        lambda: duality.allocate(GOOD, [0.0, 0.0]),
+        lambda: duality.gap_certificate(GOOD, [0.0, 0.0]),
+        lambda: duality.step_certificate(GOOD, [0.0, 0.0], [0.0, 1.0]),
+        lambda: duality.affinity(GOOD, [[0], [1]]),
+        lambda: duality.lagrangian(GOOD, GOOD, [0.0, 0.0], [0.0, 0.0]),
+    ):
+        with pytest.raises(ValueError, match=r"problem is of type ndarray, of shape \(2, 2\); pass Assig"):
+            call()
+    with pytest.raises(ValueError, match=r"problem is of type dict, {}; pass AssignmentProblem"):
+        solve_exact({})
+
+
+def test_scores_of_a_torch_tensor():
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor(GOOD, dtype=torch.bfloat16, requires_grad=True)
+    taken = check_scores(tensor)
+    assert taken.dtype == np.float32
+    np.testing.assert_array_equal(taken, GOOD)

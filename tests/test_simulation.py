@@ -7,9 +7,11 @@ from alflb import duality
 from alflb.exact import solve_exact
 from alflb.observers import make_observers, observer_names
 from alflb.problem import AssignmentProblem
-from alflb.rules import make_rule
-from alflb.simulation import Trajectory, simulate
+from alflb.rules import Observation, Rule, Sight, make_rule
+from alflb.simulation import simulate
 from alflb.streams import Static, make_stream
+from alflb.traces import load_router_trace
+from alflb.trajectory import Trajectory
 
 SCORES = np.array([[0.75, 0.25], [0.75, 0.5], [0.5, 0.0], [1.0, 0.0]])
 
@@ -21,7 +23,7 @@ def naive_run(batches, rule, top_k, bias):
         picks = np.argsort(-(scores + bias), axis=1, kind="stable")[:, :top_k]
         loads.append(np.bincount(picks.ravel(), minlength=len(bias)))
         target = np.full(len(bias), top_k * len(scores) / len(bias))
-        bias, state = rule.update(bias, loads[-1], target, t, state)
+        bias, state = rule.step(bias, Observation(t, target, load_E=loads[-1]), state)
         biases.append(bias)
     return np.array(biases), np.array(loads)
 
@@ -188,3 +190,86 @@ def test_bad_streams_are_refused(batches, words):
 def test_bad_arguments_are_refused_by_name(parameters, words):
     with pytest.raises(ValueError, match=words):
         simulate(Static(SCORES), make_rule("sign", 0.1), **{"top_k": 1, "num_steps": 2, **parameters})
+
+
+def test_names_and_scores_stand_for_rules_and_streams():
+    named = simulate("gumbel", "sign", top_k=2, num_steps=2)
+    made = simulate(make_stream("gumbel"), make_rule("sign"), top_k=2, num_steps=2)
+    np.testing.assert_array_equal(named.bias_NE, made.bias_NE)
+    given = simulate(SCORES.tolist(), "sign", top_k=1, num_steps=2)
+    np.testing.assert_array_equal(given.load_NE, simulate(Static(SCORES), "sign", top_k=1, num_steps=2).load_NE)
+    assert given.meta["static"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "rule", "words"),
+    [
+        (3, "sign", "stream is 3; pass a stream, a name"),
+        (load_router_trace(), "sign", "stream is RouterTrace.*TraceReplay"),
+        ("gumble", "sign", "unknown stream 'gumble': did you mean 'gumbel'"),
+        (np.zeros((3, 8)), "sign", r"scores have shape \(3, 8\), more experts than tokens; .*pass scores\.T"),
+        (np.zeros(3), "sign", "scores has shape"),
+        ("gumbel", "sine", "unknown rule 'sine'"),
+        ("gumbel", 1e-3, "rule is 0.001; pass a name"),
+        ("gumbel", type(make_rule("sign")), "rule is <class .*; pass a name"),
+    ],
+)
+def test_what_is_no_stream_or_rule_is_one_clear_line(stream, rule, words):
+    with pytest.raises(ValueError, match=words):
+        simulate(stream, rule, top_k=1, num_steps=1)
+
+
+class Recorder(Rule):
+    """Writes down what it is shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def step(self, bias_E, seen, state):
+        self.seen.append((seen.t, seen.load_E.copy(), bias_E.copy()))
+        return bias_E + seen.t, state
+
+
+class EarlyRecorder(Rule):
+    """Writes down which step it is shown, before the batch is routed."""
+
+    sees = Sight.SCORES_BEFORE_ROUTING
+
+    def __init__(self):
+        self.seen = []
+
+    def step(self, bias_E, seen, state):
+        self.seen.append((seen.t, seen.scores_TE, seen.top_k))
+        return bias_E + seen.t, state
+
+
+def test_a_rule_that_sees_scores_first_counts_the_same_steps_and_sets_the_bias_of_its_batch():
+    rule = EarlyRecorder()
+    run = simulate(Static(SCORES), rule, top_k=1, num_steps=3)
+    assert [t for t, *_ in rule.seen] == [1, 2, 3]
+    assert all(scores_TE is rule.seen[0][1] and top_k == 1 for _, scores_TE, top_k in rule.seen)
+    np.testing.assert_array_equal(run.bias_NE[:, 0], [1.0, 3.0, 6.0, 6.0])
+
+
+def test_rule_and_observers_count_steps_from_one_and_see_the_same_step():
+    """The t of the rule, of an observer and of on_step; the bias before the step and after it."""
+    rule, counted, observed = Recorder(), [], []
+
+    class Watch:
+        name = "watch"
+
+        def __call__(self, step):
+            observed.append((step.t, step.bias_E.copy(), step.next_bias_E.copy(), step.allocation.load_E))
+            return float(step.t)
+
+    run = simulate(Static(SCORES), rule, top_k=1, num_steps=3, observers=[Watch()], on_step=counted.append)
+    assert [t for t, *_ in rule.seen] == [t for t, *_ in observed] == counted == [1, 2, 3]
+    assert run.series["watch"].tolist() == [1.0, 2.0, 3.0]
+    for n in range(3):
+        _, load_E, bias_E = rule.seen[n]
+        _, before_E, after_E, allocated_E = observed[n]
+        np.testing.assert_array_equal(load_E, run.load_NE[n])
+        np.testing.assert_array_equal(allocated_E, run.load_NE[n])
+        np.testing.assert_array_equal(bias_E, run.bias_NE[n])
+        np.testing.assert_array_equal(before_E, run.bias_NE[n])
+        np.testing.assert_array_equal(after_E, run.bias_NE[n] + n + 1)

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_count
-from alflb.rules._base import RULES, MemoryRule, State
+from alflb.rules.base import RULES, Observation, ScheduledRule, State
 
 
 @RULES.register("accumulated_sign")
 @dataclass(frozen=True)
-class AccumulatedSign(MemoryRule):
+class AccumulatedSign(ScheduledRule):
     """b += u sign(sum over the last M batches of (target - load)), at every M-th batch; in between nothing moves.
 
     Parameters
@@ -33,10 +33,10 @@ class AccumulatedSign(MemoryRule):
     --------
     >>> import numpy as np
     >>> rule, target_E = AccumulatedSign(0.5, interval=2), np.full(3, 2.0)
-    >>> first_E, state = rule.direction(np.array([4, 1, 1]), target_E, rule.init(3))
-    >>> second_E, state = rule.direction(np.array([1, 2, 3]), target_E, state)
+    >>> first_E, state = rule.step(np.zeros(3), Observation(1, target_E, load_E=np.array([4, 1, 1])), rule.init(3))
+    >>> second_E, state = rule.step(first_E, Observation(2, target_E, load_E=np.array([1, 2, 3])), state)
     >>> first_E.tolist(), second_E.tolist()
-    ([0.0, 0.0, 0.0], [-1.0, 1.0, 0.0])
+    ([0.0, 0.0, 0.0], [-0.5, 0.5, 0.0])
     """
 
     interval: int = 4
@@ -49,11 +49,9 @@ class AccumulatedSign(MemoryRule):
         """The sum of shortfalls in tokens, and the number of batches in it."""
         return np.zeros(num_experts), 0
 
-    def direction(
-        self, load_E: NDArray[np.int64], target_E: NDArray[np.float64], state: State
-    ) -> tuple[NDArray[np.float64], State]:
-        """The sign of the sum at the end of an interval, zero before."""
-        sum_E, count = state[0] + (target_E - load_E), state[1] + 1
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """A step along the sign of the sum at the end of an interval, none before."""
+        sum_E, count = state[0] + (seen.target_E - seen.load_E), state[1] + 1
         if count < self.interval:
-            return np.zeros_like(sum_E), (sum_E, count)
-        return np.sign(sum_E), self.init(len(sum_E))
+            return bias_E, (sum_E, count)
+        return bias_E + self.step_size(seen.t) * np.sign(sum_E), self.init(len(sum_E))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alflb.rules._base import RULES
+from alflb.rules.base import RULES
 from alflb.rules.rms import Rms
 
 

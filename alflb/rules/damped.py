@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, ScheduledRule, State, check_fraction, relative_shortfall
+from alflb.rules.base import RULES, Observation, ScheduledRule, State, check_fraction, relative_shortfall
 
 
 @RULES.register("damped")
@@ -34,7 +34,8 @@ class Damped(ScheduledRule):
     --------
     >>> import numpy as np
     >>> rule = Damped(0.5, damping=0.25)
-    >>> rule.update(np.array([1.0, -1.0]), np.array([3, 1]), np.full(2, 2.0), 1, ())[0].tolist()
+    >>> seen = Observation(1, np.full(2, 2.0), load_E=np.array([3, 1]))
+    >>> rule.step(np.array([1.0, -1.0]), seen, ())[0].tolist()
     [0.5, -0.5]
     """
 
@@ -44,13 +45,8 @@ class Damped(ScheduledRule):
         super().__post_init__()
         check_fraction(self.damping, "damping")
 
-    def update(
-        self,
-        bias_E: NDArray[np.float64],
-        load_E: NDArray[np.int64],
-        target_E: NDArray[np.float64],
-        t: int,
-        state: State,
-    ) -> tuple[NDArray[np.float64], State]:
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
         """A proportional step from the shrunken bias."""
-        return (1.0 - self.damping) * bias_E + self.step_size(t) * relative_shortfall(load_E, target_E), state
+        return (1.0 - self.damping) * bias_E + self.step_size(seen.t) * relative_shortfall(
+            seen.load_E, seen.target_E
+        ), state

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.problem import FloatArray, check_number
-from alflb.rules._base import RULES, AfterBatchRule
-from alflb.rules._quantiles import centred, quantile_bias
+from alflb.duality import center
+from alflb.problem import check_number
+from alflb.rules.base import RULES, SHARES, Observation, Rule, Sight, State, Tuned
+from alflb.rules.quantiles import quantile_bias
 
 
 @RULES.register("damped_qb")
 @dataclass(frozen=True)
-class DampedQuantileBalancing(AfterBatchRule):
-    """b = (1 - g) b + g bhat, with bhat the centred quantiles of `qb`.
+class DampedQuantileBalancing(Rule):
+    """b = (1 - g) b + g bhat, with bhat the centered quantiles of `qb`.
 
     The same as `qb` with an exponential average of its biases, beta = 1 - g, that is routed with: the average over
     batches makes up for the noise of one batch's quantiles, and for the overshoot of moving all experts at once.
@@ -36,9 +38,14 @@ class DampedQuantileBalancing(AfterBatchRule):
     --------
     >>> import numpy as np
     >>> scores_TE = np.array([[0.75, 0.25], [0.75, 0.5]])
-    >>> DampedQuantileBalancing(gain=0.5).learn_from(scores_TE, np.zeros(2), np.ones(2), top_k=1).tolist()
+    >>> seen = Observation(1, np.ones(2), scores_TE=scores_TE, top_k=1)
+    >>> DampedQuantileBalancing(gain=0.5).step(np.zeros(2), seen, ())[0].tolist()
     [-0.0625, 0.0625]
     """
+
+    sees: ClassVar[Sight] = Sight.SCORES_AFTER_ROUTING
+
+    tuned: ClassVar[Tuned | None] = Tuned("gain", SHARES)
 
     gain: float = 0.1
 
@@ -46,9 +53,7 @@ class DampedQuantileBalancing(AfterBatchRule):
         if check_number(self.gain, "gain", positive=True) > 1:
             raise ValueError(f"gain is {self.gain!r}; pass a number with 0 < gain <= 1")
 
-    def learn_from(
-        self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
-    ) -> NDArray[np.float64]:
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
         """A weighted mean of the present bias and the quantiles."""
-        quantile_E = centred(quantile_bias(scores_TE, bias_E, target_E, top_k))
-        return (1.0 - self.gain) * bias_E + self.gain * quantile_E
+        quantile_E = center(quantile_bias(seen.scores_TE, bias_E, seen.target_E, seen.top_k))
+        return (1.0 - self.gain) * bias_E + self.gain * quantile_E, state

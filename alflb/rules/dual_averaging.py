@@ -1,13 +1,14 @@
-"""Dual averaging (FTRL): the bias from the running sum of all shortfalls, weighed down as 1/sqrt(t)."""
+"""Dual averaging (FTRL): the bias from the running sum of all shortfalls, weighted by 1/sqrt(t)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, ScheduledRule, State, relative_shortfall
+from alflb.rules.base import RULES, STEP_SIZES, Observation, ScheduledRule, State, Tuned, relative_shortfall
 
 
 @RULES.register("dual_averaging")
@@ -15,8 +16,8 @@ from alflb.rules._base import RULES, ScheduledRule, State, relative_shortfall
 class DualAveraging(ScheduledRule):
     """b_(t+1) = b_1 + (u / sqrt(t)) sum of e_1, ..., e_t, with e = (target - load) / mean target.
 
-    Follow the regularised leader on the linearised dual with the regulariser sqrt(t) |p - b_1|^2 / (2 u): what the
-    gradient step with u / sqrt(t) is to mirror descent, with all gradients weighed alike, old and new. Without
+    Follow the regularized leader on the linearised dual with the regulariser sqrt(t) |p - b_1|^2 / (2 u): what the
+    gradient step with u / sqrt(t) is to mirror descent, with the same weight on all gradients, old and new. Without
     the factor 1/sqrt(t) it is the proportional rule, sum by sum.
 
     Parameters
@@ -34,26 +35,21 @@ class DualAveraging(ScheduledRule):
     --------
     >>> import numpy as np
     >>> rule, target_E = DualAveraging(0.5), np.full(2, 2.0)
-    >>> bias_E, state = rule.update(np.zeros(2), np.array([3, 1]), target_E, 1, rule.init(2))
+    >>> bias_E, state = rule.step(np.zeros(2), Observation(1, target_E, load_E=np.array([3, 1])), rule.init(2))
     >>> bias_E.tolist()
     [-0.25, 0.25]
-    >>> rule.update(bias_E, np.array([2, 2]), target_E, 4, state)[0].tolist()
+    >>> rule.step(bias_E, Observation(4, target_E, load_E=np.array([2, 2])), state)[0].tolist()
     [-0.125, 0.125]
     """
 
+    tuned: ClassVar[Tuned | None] = Tuned("schedule", tuple(round(10 * u, 12) for u in STEP_SIZES))
+
     def init(self, num_experts: int) -> State:
-        """The bias the run started with (known at the first update), and the sum of shortfalls."""
+        """The bias the run started with (known at the first step), and the sum of shortfalls."""
         return None, np.zeros(num_experts)
 
-    def update(
-        self,
-        bias_E: NDArray[np.float64],
-        load_E: NDArray[np.int64],
-        target_E: NDArray[np.float64],
-        t: int,
-        state: State,
-    ) -> tuple[NDArray[np.float64], State]:
-        """The weighed sum on top of the first bias."""
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """The weighted sum on top of the first bias."""
         start_E = bias_E if state[0] is None else state[0]
-        sum_E = state[1] + relative_shortfall(load_E, target_E)
-        return start_E + self.step_size(t) / np.sqrt(t) * sum_E, (start_E, sum_E)
+        sum_E = state[1] + relative_shortfall(seen.load_E, seen.target_E)
+        return start_E + self.step_size(seen.t) / np.sqrt(seen.t) * sum_E, (start_E, sum_E)

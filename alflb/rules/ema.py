@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, MemoryRule, State, check_fraction, relative_shortfall
+from alflb.rules.base import RULES, Observation, ScheduledRule, State, check_fraction, relative_shortfall
 
 
 @RULES.register("ema")
 @dataclass(frozen=True)
-class Ema(MemoryRule):
+class Ema(ScheduledRule):
     """ebar = beta ebar + (1 - beta) e; b += u ebar, with e = (target - load) / mean target and ebar = 0 at first.
 
     Parameters
@@ -32,8 +32,8 @@ class Ema(MemoryRule):
     --------
     >>> import numpy as np
     >>> rule = Ema(1.0, beta=0.5)
-    >>> direction_E, _ = rule.direction(np.array([3, 1, 2]), np.full(3, 2.0), rule.init(3))
-    >>> direction_E.tolist()
+    >>> seen = Observation(1, np.full(3, 2.0), load_E=np.array([3, 1, 2]))
+    >>> rule.step(np.zeros(3), seen, rule.init(3))[0].tolist()
     [-0.25, 0.25, 0.0]
     """
 
@@ -47,9 +47,7 @@ class Ema(MemoryRule):
         """The average shortfall, zero."""
         return np.zeros(num_experts)
 
-    def direction(
-        self, load_E: NDArray[np.int64], target_E: NDArray[np.float64], state: State
-    ) -> tuple[NDArray[np.float64], State]:
-        """The new average, twice: it is the memory, too."""
-        average_E = self.beta * state + (1.0 - self.beta) * relative_shortfall(load_E, target_E)
-        return average_E, average_E
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """A step along the new average, which is the memory, too."""
+        average_E = self.beta * state + (1.0 - self.beta) * relative_shortfall(seen.load_E, seen.target_E)
+        return bias_E + self.step_size(seen.t) * average_E, average_E

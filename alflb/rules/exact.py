@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact import solve_exact
-from alflb.problem import AssignmentProblem, FloatArray
-from alflb.rules._base import RULES, PerBatchRule
+from alflb.problem import AssignmentProblem
+from alflb.rules.base import RULES, Observation, Rule, Sight, State
 
 
 @RULES.register("exact")
 @dataclass(frozen=True)
-class Exact(PerBatchRule):
+class Exact(Rule):
     """The upper reference for all rules: balance up to ties, at the affinity of the LP optimum, batch by batch.
 
     It sees the scores of a batch before routing it, which no rule in training can, and has no step size. Each
@@ -30,8 +31,10 @@ class Exact(PerBatchRule):
     [[1, 1]]
     """
 
-    def route_with(
-        self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
-    ) -> NDArray[np.float64]:
+    sees: ClassVar[Sight] = Sight.SCORES_BEFORE_ROUTING
+    is_reference: ClassVar[bool] = True
+
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
         """The optimal bias of this batch."""
-        return solve_exact(AssignmentProblem(scores_TE, top_k, target_E), bias_init=bias_E).bias_E
+        problem = AssignmentProblem(seen.scores_TE, seen.top_k, seen.target_E)
+        return solve_exact(problem, bias_init=bias_E).bias_E, state

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.problem import FloatArray, check_count
-from alflb.rules._base import RULES, AfterBatchRule
-from alflb.rules._quantiles import FloatMatrix, centred, excesses, keep_finite, ranks, thresholds
+from alflb.duality import center
+from alflb.problem import check_count
+from alflb.rules.base import RULES, Observation, Rule, Sight, State
+from alflb.rules.quantiles import FloatMatrix, excesses, keep_finite, ranks, thresholds
 
 
 @RULES.register("histogram_qb")
 @dataclass(frozen=True)
-class HistogramQuantileBalancing(AfterBatchRule):
+class HistogramQuantileBalancing(Rule):
     """`qb` with r = alpha_i - s_ij counted in B equal bins for each expert: b_j is where the count passes q.
 
     Devices then exchange E x B counts, and the two ends of the range, instead of T x E scores.
@@ -27,7 +29,7 @@ class HistogramQuantileBalancing(AfterBatchRule):
     Notes
     -----
     The bins span all finite r of the batch, and b_j is the middle of the bin that holds the (q+1)-th smallest r_j,
-    which is `qb`'s value before centring; so the error of each bias is at most half a bin, and so is that of the mean
+    which is `qb`'s value before centering; so the error of each bias is at most half a bin, and so is that of the mean
     taken out (rules.md: one bin). At exact balance tokens within a bin of the boundary may move: it has no exact
     fixed point. Source: Kimi K3, known from rules.md; which range and which point of the bin is used there is not
     known to us.
@@ -36,23 +38,28 @@ class HistogramQuantileBalancing(AfterBatchRule):
     --------
     >>> import numpy as np
     >>> scores_TE = np.array([[0.75, 0.25], [0.75, 0.5]])
-    >>> HistogramQuantileBalancing(bins=4).learn_from(scores_TE, np.zeros(2), np.ones(2), top_k=1).tolist()
+    >>> seen = Observation(1, np.ones(2), scores_TE=scores_TE, top_k=1)
+    >>> HistogramQuantileBalancing(bins=4).step(np.zeros(2), seen, ())[0].tolist()
     [-0.0625, 0.0625]
     """
+
+    sees: ClassVar[Sight] = Sight.SCORES_AFTER_ROUTING
+
+    exchanged: ClassVar[str | None] = "E B counts"
 
     bins: int = 1000
 
     def __post_init__(self) -> None:
         check_count(self.bins, "bins")
 
-    def learn_from(
-        self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
-    ) -> NDArray[np.float64]:
-        """The centred quantiles, each to within half a bin."""
-        if top_k == len(bias_E):
-            return centred(bias_E)
-        lack_ET = -excesses(scores_TE, thresholds(scores_TE, bias_E, top_k))
-        return centred(keep_finite(self.quantiles(lack_ET, ranks(target_E, len(scores_TE))), bias_E))
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """The centered quantiles, each to within half a bin."""
+        if seen.top_k == len(bias_E):
+            return center(bias_E), state
+        scores_TE = seen.scores_TE
+        lack_ET = -excesses(scores_TE, thresholds(scores_TE, bias_E, seen.top_k))
+        quantile_E = self.quantiles(lack_ET, ranks(seen.target_E, len(scores_TE)))
+        return center(keep_finite(quantile_E, bias_E)), state
 
     def quantiles(self, values_ET: FloatMatrix, rank_E: NDArray[np.int64]) -> NDArray[np.float64]:
         """Row j's rank_E[j]-th smallest value, to within half a bin; infinite where that value is."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.rules._base import RULES, ScheduledRule, State, relative_shortfall
+from alflb.rules.base import RULES, Observation, ScheduledRule, State, relative_shortfall
 
 
 @RULES.register("mirror_descent")
@@ -41,7 +41,7 @@ class MirrorDescent(ScheduledRule):
     --------
     >>> import numpy as np
     >>> rule = MirrorDescent(1e-3, scale=1e3)  # a large scale: the proportional rule
-    >>> rule.update(np.zeros(2), np.array([3, 1]), np.full(2, 2.0), 1, ())[0].round(9).tolist()
+    >>> rule.step(np.zeros(2), Observation(1, np.full(2, 2.0), load_E=np.array([3, 1])), ())[0].round(9).tolist()
     [-0.0005, 0.0005]
     """
 
@@ -51,16 +51,11 @@ class MirrorDescent(ScheduledRule):
         super().__post_init__()
         check_number(self.scale, "scale", positive=True)
 
-    def update(
-        self,
-        bias_E: NDArray[np.float64],
-        load_E: NDArray[np.int64],
-        target_E: NDArray[np.float64],
-        t: int,
-        state: State,
-    ) -> tuple[NDArray[np.float64], State]:
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
         """A step in the mirror's coordinates."""
-        step_E = np.clip(self.step_size(t) / self.scale * relative_shortfall(load_E, target_E), -1.0, 1.0)
+        step_E = np.clip(
+            self.step_size(seen.t) / self.scale * relative_shortfall(seen.load_E, seen.target_E), -1.0, 1.0
+        )
         if not step_E.any():
             return bias_E, state
         moved_E = np.arcsinh(bias_E / self.scale) + step_E

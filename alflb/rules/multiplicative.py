@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, ScheduledRule, State
+from alflb.rules.base import RULES, Observation, ScheduledRule, State
 
 
 @RULES.register("multiplicative")
@@ -30,19 +31,15 @@ class Multiplicative(ScheduledRule):
     Examples
     --------
     >>> import numpy as np
-    >>> bias_E, _ = Multiplicative(0.25).update(np.zeros(3), np.array([3, 1, 2]), np.full(3, 2.0), 1, ())
+    >>> seen = Observation(1, np.full(3, 2.0), load_E=np.array([3, 1, 2]))
+    >>> bias_E, _ = Multiplicative(0.25).step(np.zeros(3), seen, ())
     >>> np.exp(bias_E).round(12).tolist()
     [0.75, 1.25, 1.0]
     """
 
-    def update(
-        self,
-        bias_E: NDArray[np.float64],
-        load_E: NDArray[np.int64],
-        target_E: NDArray[np.float64],
-        t: int,
-        state: State,
-    ) -> tuple[NDArray[np.float64], State]:
+    works_on_logarithms: ClassVar[bool] = True
+
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
         """The logarithm of the factors after their sign step."""
-        relative_step_E = self.step_size(t) * np.sign(target_E - load_E) * np.exp(-bias_E)
+        relative_step_E = self.step_size(seen.t) * np.sign(seen.target_E - seen.load_E) * np.exp(-bias_E)
         return bias_E + np.log1p(np.maximum(relative_step_E, -0.5)), state

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.rules._base import RULES, MemoryRule, State, relative_shortfall
+from alflb.rules.base import RULES, Observation, ScheduledRule, State, relative_shortfall
 
 
 @RULES.register("pid")
 @dataclass(frozen=True)
-class Pid(MemoryRule):
+class Pid(ScheduledRule):
     """b += u [e + kp (e - e') + kd (e - 2 e' + e'')], with e', e'' the shortfalls of the last two steps, zero at first.
 
     In rules.md's letters ki = u, and kp, kd are given relative to it, so one step size scales the controller. The
@@ -38,10 +38,10 @@ class Pid(MemoryRule):
     --------
     >>> import numpy as np
     >>> rule, target_E = Pid(1.0, proportional=1.0, derivative=0.5), np.full(2, 2.0)
-    >>> first_E, state = rule.direction(np.array([3, 1]), target_E, rule.init(2))
-    >>> second_E, state = rule.direction(np.array([2, 2]), target_E, state)
+    >>> first_E, state = rule.step(np.zeros(2), Observation(1, target_E, load_E=np.array([3, 1])), rule.init(2))
+    >>> second_E, state = rule.step(first_E, Observation(2, target_E, load_E=np.array([2, 2])), state)
     >>> first_E.tolist(), second_E.tolist()
-    ([-1.25, 1.25], [1.0, -1.0])
+    ([-1.25, 1.25], [-0.25, 0.25])
     """
 
     proportional: float = 1.0
@@ -56,12 +56,10 @@ class Pid(MemoryRule):
         """The shortfalls of the last step and of the one before, zero."""
         return np.zeros(num_experts), np.zeros(num_experts)
 
-    def direction(
-        self, load_E: NDArray[np.int64], target_E: NDArray[np.float64], state: State
-    ) -> tuple[NDArray[np.float64], State]:
-        """The integral, proportional and derivative parts together."""
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """A step along the integral, proportional and derivative parts together."""
         last_E, before_E = state
-        now_E = relative_shortfall(load_E, target_E)
+        now_E = relative_shortfall(seen.load_E, seen.target_E)
         change_E, change_before_E = now_E - last_E, last_E - before_E
         direction_E = now_E + self.proportional * change_E + self.derivative * (change_E - change_before_E)
-        return direction_E, (now_E, last_E)
+        return bias_E + self.step_size(seen.t) * direction_E, (now_E, last_E)

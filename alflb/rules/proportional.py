@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, DirectionRule, relative_shortfall
+from alflb.rules.base import RULES, DirectionRule, relative_shortfall
 
 
 @RULES.register("proportional")
@@ -20,7 +20,7 @@ class Proportional(DirectionRule):
     eta = u E / K.
 
     Source: the proportional variant of Wang et al., arXiv 2408.15664, who list u = 1e-4 ... 1e-2 without a unit
-    for the load; the normalisation here is ours. Written on load fractions, b += u' (1/E - f), it is u' = u E.
+    for the load; the normalization here is ours. Written on load fractions, b += u' (1/E - f), it is u' = u E.
 
     Examples
     --------

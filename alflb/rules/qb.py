@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.problem import FloatArray, check_count
-from alflb.rules._base import RULES, AfterBatchRule
-from alflb.rules._quantiles import centred, quantile_bias
+from alflb.duality import center
+from alflb.problem import check_count
+from alflb.rules.base import RULES, Observation, Rule, Sight, State
+from alflb.rules.quantiles import quantile_bias
 
 
 @RULES.register("qb")
 @dataclass(frozen=True)
-class QuantileBalancing(AfterBatchRule):
+class QuantileBalancing(Rule):
     """alpha_i = (K+1)-th largest of s_i + b; bhat_j = -[(q+1)-th largest of s_j - alpha]; b = bhat - mean bhat.
 
     q is the target load; for a fractional one its whole part counts. The scores of a batch set the bias of the
@@ -27,9 +29,10 @@ class QuantileBalancing(AfterBatchRule):
 
     Notes
     -----
-    Each round is block descent on the dual, so D never rises on the batch it is made from (`rules/_quantiles.py`), and
+    Each round is block descent on the dual, so D never rises on the batch it is made from (`rules/quantiles.py`), and
     nothing limits how far a bias moves. **Rounds need not reach the minimum**: the dual has kinks, at which both
-    halves of a round can stand still above it (three tokens and three experts are enough, tests/test_quantiles.py).
+    halves of a round can stand still above it (three tokens and three experts are enough,
+    tests/rules/test_quantiles.py).
     An exponential average of the biases is `damped_qb` with gain 1 - beta. At
     exact balance with no ties at the top-K boundary the bias may still move, but no token does, and a second update
     moves nothing: chosen pairs stay above alpha_i and the others rise to it at most.
@@ -41,19 +44,20 @@ class QuantileBalancing(AfterBatchRule):
     --------
     >>> import numpy as np
     >>> scores_TE = np.array([[0.75, 0.25], [0.75, 0.5]])
-    >>> QuantileBalancing().learn_from(scores_TE, np.zeros(2), np.ones(2), top_k=1).tolist()
+    >>> seen = Observation(1, np.ones(2), scores_TE=scores_TE, top_k=1)
+    >>> QuantileBalancing().step(np.zeros(2), seen, ())[0].tolist()
     [-0.125, 0.125]
     """
+
+    sees: ClassVar[Sight] = Sight.SCORES_AFTER_ROUTING
 
     rounds: int = 1
 
     def __post_init__(self) -> None:
         check_count(self.rounds, "rounds")
 
-    def learn_from(
-        self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
-    ) -> NDArray[np.float64]:
-        """The centred quantiles after R rounds."""
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """The centered quantiles after R rounds."""
         for _ in range(self.rounds):
-            bias_E = quantile_bias(scores_TE, bias_E, target_E, top_k)
-        return centred(bias_E)
+            bias_E = quantile_bias(seen.scores_TE, bias_E, seen.target_E, seen.top_k)
+        return center(bias_E), state

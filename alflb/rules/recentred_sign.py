@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, DirectionRule
+from alflb.rules.base import RULES, DirectionRule
 
 
 @RULES.register("recentred_sign")
@@ -24,6 +25,8 @@ class RecentredSign(DirectionRule):
     >>> RecentredSign(0.5).direction(np.array([4, 1, 1]), np.array([2.0, 2.0, 2.0])).round(3).tolist()
     [-1.333, 0.667, 0.667]
     """
+
+    routes_as: ClassVar[str | None] = "sign"
 
     def direction(self, load_E: NDArray[np.int64], target_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """sign(target - load) minus its mean over the experts."""

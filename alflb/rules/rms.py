@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.rules._base import RULES, MemoryRule, State, check_fraction, relative_shortfall
+from alflb.rules.base import RULES, Observation, ScheduledRule, State, check_fraction, relative_shortfall
 
 
 @RULES.register("rms")
 @dataclass(frozen=True)
-class Rms(MemoryRule):
+class Rms(ScheduledRule):
     """v = b2 v + (1 - b2) e^2; m = b1 m + (1 - b1) e; b += u m / sqrt(v + eps), with v = m = 0 at first.
 
     Parameters
@@ -29,7 +29,7 @@ class Rms(MemoryRule):
 
     Notes
     -----
-    A sign rule with a soft zero: a bias whose shortfall keeps its size moves by u a step, whatever the size.
+    A sign rule with a soft zero: a bias whose shortfall keeps its size moves by u per step, whatever the size.
     There is no correction for the start, so the first step is u (1 - b1) / sqrt(1 - b2), 3.2 u by default. With
     b1 = 0 nothing moves at exact balance; otherwise once m has faded.
 
@@ -40,8 +40,8 @@ class Rms(MemoryRule):
     --------
     >>> import numpy as np
     >>> rule = Rms(1.0, beta2=0.75, epsilon=1e-30)
-    >>> direction_E, _ = rule.direction(np.array([3, 1, 2]), np.full(3, 2.0), rule.init(3))
-    >>> direction_E.tolist()
+    >>> seen = Observation(1, np.full(3, 2.0), load_E=np.array([3, 1, 2]))
+    >>> rule.step(np.zeros(3), seen, rule.init(3))[0].tolist()
     [-2.0, 2.0, 0.0]
     """
 
@@ -59,11 +59,10 @@ class Rms(MemoryRule):
         """The averages m and v, zero."""
         return np.zeros(num_experts), np.zeros(num_experts)
 
-    def direction(
-        self, load_E: NDArray[np.int64], target_E: NDArray[np.float64], state: State
-    ) -> tuple[NDArray[np.float64], State]:
-        """The ratio m / sqrt(v + eps)."""
-        shortfall_E = relative_shortfall(load_E, target_E)
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """A step along the ratio m / sqrt(v + eps)."""
+        shortfall_E = relative_shortfall(seen.load_E, seen.target_E)
         mean_E = self.beta1 * state[0] + (1.0 - self.beta1) * shortfall_E
         square_E = self.beta2 * state[1] + (1.0 - self.beta2) * shortfall_E**2
-        return mean_E / np.sqrt(square_E + self.epsilon), (mean_E, square_E)
+        direction_E = mean_E / np.sqrt(square_E + self.epsilon)
+        return bias_E + self.step_size(seen.t) * direction_E, (mean_E, square_E)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules._base import RULES, DirectionRule
+from alflb.rules.base import RULES, DirectionRule
 
 
 @RULES.register("sign")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.problem import FloatArray, check_count, check_number
-from alflb.rules._base import RULES, PerBatchRule
+from alflb.duality import center
+from alflb.problem import check_count, check_number
+from alflb.rules.base import RULES, SHARES, Observation, Rule, Sight, State, Tuned
 
 
 @RULES.register("sinkhorn")
 @dataclass(frozen=True)
-class Sinkhorn(PerBatchRule):
+class Sinkhorn(Rule):
     """bias = temperature log(column scaling) of exp(s / temperature) with rows summing to K and columns to the target.
 
     The plan is r_i exp(s_ij / temperature) d_j, and its top-K in a row is the top-K of s_ij + temperature log d_j: so
@@ -35,16 +37,22 @@ class Sinkhorn(PerBatchRule):
     K > 1 it may exceed 1 in a place, that is, use one expert of a token twice. It has no fixed point at exact
     balance: it solves another problem.
 
-    Source: Megatron-LM's Sinkhorn load balancing; Clark et al., arXiv 2202.01169 (S-BASE). The bias
-    centred is ours; it routes alike.
+    Source: Megatron-LM's Sinkhorn load balancing; Clark et al., arXiv 2202.01169 (S-BASE). Centering
+    the bias is ours; it routes alike.
 
     Examples
     --------
     >>> import numpy as np
     >>> scores_TE = np.array([[0.75, 0.25], [0.75, 0.5]])
-    >>> Sinkhorn(temperature=0.05).route_with(scores_TE, np.zeros(2), np.ones(2), top_k=1).round(2).tolist()
+    >>> seen = Observation(1, np.ones(2), scores_TE=scores_TE, top_k=1)
+    >>> Sinkhorn(temperature=0.05).step(np.zeros(2), seen, ())[0].round(2).tolist()
     [-0.19, 0.19]
     """
+
+    sees: ClassVar[Sight] = Sight.SCORES_BEFORE_ROUTING
+
+    exchanged: ClassVar[str | None] = "E column sums a round, before routing"
+    tuned: ClassVar[Tuned | None] = Tuned("temperature", SHARES)
 
     temperature: float = 1.0
     tolerance: float = 1e-4
@@ -55,18 +63,15 @@ class Sinkhorn(PerBatchRule):
         check_number(self.tolerance, "tolerance", positive=True)
         check_count(self.rounds, "rounds")
 
-    def route_with(
-        self, scores_TE: FloatArray, bias_E: NDArray[np.float64], target_E: NDArray[np.float64], top_k: int
-    ) -> NDArray[np.float64]:
-        """The centred bias of the batch's column scalings, found from those of the batch before."""
-        scores_TE = scores_TE.astype(np.float64)
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
+        """The centered bias of the batch's column scalings, found from those of the batch before."""
+        scores_TE, target_E = seen.scores_TE.astype(np.float64), seen.target_E
         weight_TE = np.exp((scores_TE - scores_TE.max(axis=1, keepdims=True)) / self.temperature)
         scaling_E = np.exp((bias_E - bias_E.mean()) / self.temperature)
         for _ in range(self.rounds):
-            column_E = (top_k / (weight_TE @ scaling_E)) @ weight_TE
+            column_E = (seen.top_k / (weight_TE @ scaling_E)) @ weight_TE
             settled = np.abs(column_E * scaling_E - target_E).max() <= self.tolerance * target_E.mean()
             if settled:
                 break
             scaling_E = np.divide(target_E, column_E, out=scaling_E, where=column_E > 0)
-        new_E = self.temperature * np.log(scaling_E)
-        return np.asarray(new_E - new_E.mean())
+        return center(self.temperature * np.log(scaling_E)), state

@@ -1,4 +1,4 @@
-"""SMEBU, soft-clamped momentum expert bias updates: tanh of the shortfall, recentred, with momentum."""
+"""SMEBU, soft-clamped momentum expert bias updates: tanh of the shortfall, recentered, with momentum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.rules._base import RULES, ScheduledRule, State, check_fraction, relative_shortfall
+from alflb.rules.base import RULES, Observation, ScheduledRule, State, check_fraction, relative_shortfall
 from alflb.schedules import Schedule
 
 
@@ -24,7 +24,7 @@ class Smebu(ScheduledRule):
     beta : float
         Momentum, 0.5 in use.
     kappa : float
-        Steepness of the clamp, 2 in use; for large kappa it is the recentred sign rule with momentum.
+        Steepness of the clamp, 2 in use; for large kappa it is the recentered sign rule with momentum.
 
     Notes
     -----
@@ -34,7 +34,8 @@ class Smebu(ScheduledRule):
     Examples
     --------
     >>> import numpy as np
-    >>> bias_E, _ = Smebu(1.0, kappa=1e9).update(np.zeros(3), np.array([4, 1, 1]), np.full(3, 2.0), 1, np.zeros(3))
+    >>> seen = Observation(1, np.full(3, 2.0), load_E=np.array([4, 1, 1]))
+    >>> bias_E, _ = Smebu(1.0, kappa=1e9).step(np.zeros(3), seen, np.zeros(3))
     >>> bias_E.round(3).tolist()
     [-0.667, 0.333, 0.333]
     """
@@ -52,15 +53,8 @@ class Smebu(ScheduledRule):
         """The momentum, zero, in score units."""
         return np.zeros(num_experts)
 
-    def update(
-        self,
-        bias_E: NDArray[np.float64],
-        load_E: NDArray[np.int64],
-        target_E: NDArray[np.float64],
-        t: int,
-        state: State,
-    ) -> tuple[NDArray[np.float64], State]:
+    def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:
         """One step along the momentum."""
-        step_E = self.step_size(t) * np.tanh(self.kappa * relative_shortfall(load_E, target_E))
+        step_E = self.step_size(seen.t) * np.tanh(self.kappa * relative_shortfall(seen.load_E, seen.target_E))
         momentum_E = self.beta * state + (1.0 - self.beta) * (step_E - step_E.mean())
         return bias_E + momentum_E, momentum_E

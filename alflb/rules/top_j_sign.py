@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_count
-from alflb.rules._base import RULES, DirectionRule
+from alflb.rules.base import RULES, DirectionRule
 
 
 @RULES.register("top_j_sign")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alflb.problem import FloatArray, check_count, check_number
-from alflb.streams._base import STREAMS, SyntheticStream, seeded
+from alflb.streams.base import STREAMS, SyntheticStream, seeded
 
 
 @STREAMS.register("adversarial")

@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.streams._base import STREAMS, DrawnStream
+from alflb.streams.base import STREAMS, DrawnStream
 
 
 @STREAMS.register("collapse")
 @dataclass(frozen=True)
 class Collapse(DrawnStream):
-    """gamma_ik = offset_k + Logistic(0, 1), one expert lifted by `dominance`, for ever or fading with a half-life.
+    """gamma_ik = offset_k + Logistic(0, 1), one expert lifted by `dominance`, constant or fading with a half-life.
 
     What it models: the self-reinforcing collapse of a router in early training, or a checkpoint trained without
     balancing to which a bias is added later (bias 0 at the start, a population that has collapsed already). A half-life
-    stands for a router that unlearns its favourite meanwhile. It breaks the domain of the regret claims: far from p*
+    stands for a router that unlearns its favorite meanwhile. It breaks the domain of the regret claims: far from p*
     the dual is flat (almost every token takes the dominant expert whatever the bias does; its curvature there falls
     exponentially with `dominance`), so steps proportional to the gradient do not grow with the distance. The sign rule
     needs dominance / (2u) to dominance / u steps.

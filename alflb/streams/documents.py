@@ -1,4 +1,4 @@
-"""Tokens in documents: neighbours share a topic, so a batch holds far fewer independent draws than tokens."""
+"""Tokens in documents: neighbors share a topic, so a batch holds far fewer independent draws than tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import FloatArray, check_count, check_number
-from alflb.streams._base import STREAMS, seeded
+from alflb.streams.base import STREAMS, seeded
 from alflb.streams.linear_router import LinearRouter
 
 

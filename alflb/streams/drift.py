@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.streams._base import STREAMS, DrawnStream
+from alflb.streams.base import STREAMS, DrawnStream
 
 
 @STREAMS.register("drift")
@@ -21,7 +21,7 @@ class Drift(DrawnStream):
     .. math:: o_k(t) = a_k \cos(2 \pi t / P) + b_k \sin(2 \pi t / P)
 
     a are the offsets of every synthetic stream, b is a second draw of the same root mean square. The optimal
-    bias moves too, by about 2 pi rms(offsets) / P a step, while the spread of the offsets stays what it was.
+    bias moves too, by about 2 pi rms(offsets) / P per step, while the spread of the offsets stays what it was.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Drift(DrawnStream):
 
     @cached_property
     def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """A and b."""
+        """The vectors a and b."""
         start_E = self.offset_E()
         rms = math.sqrt(float(np.mean(start_E**2)))
         return start_E, rms * self.population_rng(1).standard_normal(self.num_experts)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import FloatArray, check_count, check_number
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, SyntheticStream, seeded
+from alflb.streams.base import STREAMS, SyntheticStream, seeded
 
 _SCORE_FUNCTIONS = ("sigmoid", "softmax")
 
@@ -38,6 +39,8 @@ class LinearRouter(SyntheticStream):
     >>> next(stream.batches(seed=0)).sum(axis=1).round(6).tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
+
+    scores_are_gates: ClassVar[bool] = True
 
     hidden_dim: int = 64
     num_topics: int = 1
@@ -81,5 +84,5 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    normalised: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return normalised
+    normalized: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return normalized

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alflb.problem import FloatArray, check_scores
-from alflb.streams._base import Stream
+from alflb.streams.base import Stream
 
 
 @dataclass(frozen=True, eq=False)

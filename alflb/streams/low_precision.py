@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from alflb.precision import PRECISIONS, round_to
 from alflb.problem import FloatArray, check_count
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, SyntheticStream, seeded
+from alflb.streams.base import STREAMS, SyntheticStream, seeded
 from alflb.streams.linear_router import sigmoid
 
 
@@ -35,6 +36,8 @@ class LowPrecision(SyntheticStream):
     >>> scores_TE.dtype, len(np.unique(scores_TE)) < 1500
     (dtype('float32'), True)
     """
+
+    scores_are_gates: ClassVar[bool] = True
 
     precision: str = "bf16"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alflb.streams._base import STREAMS, DrawnStream
+from alflb.streams.base import STREAMS, DrawnStream
 
 
 @STREAMS.register("normal")

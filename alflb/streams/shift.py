@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_count
-from alflb.streams._base import STREAMS, DrawnStream
+from alflb.streams.base import STREAMS, DrawnStream
 
 
 @STREAMS.register("shift")
@@ -17,7 +17,7 @@ class Shift(DrawnStream):
     """gamma_ik = offset_k + Logistic(0, 1); every `shift_every` steps the offsets are handed on to other experts.
 
     The experts stand in a circle (drawn by `population_seed`); at each shift every expert takes over the offset of
-    its neighbour, so the optimal bias is permuted and everything that does not depend on names, such as the
+    its neighbor, so the optimal bias is permuted and everything that does not depend on names, such as the
     steady state of a rule, stays as it was. After E shifts the first population is back. What it models: a change of
     the data mixture (a new training stage, another language), or resuming on other data with an old bias.
     It breaks the fixed population of the regret claims: regret against one fixed bias stops meaning much, and what

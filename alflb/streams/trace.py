@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
-from alflb.datasets import RouterTrace, load_router_trace
 from alflb.problem import FloatArray, check_count
 from alflb.registry import unknown_name
-from alflb.streams._base import STREAMS, seeded
+from alflb.streams.base import STREAMS, seeded
+from alflb.traces import RouterTrace, load_router_trace
 
-_ORDERS = ("text", "batches", "shuffled")
+ORDERS = ("text", "batches", "shuffled")
 _DEFAULT_TOKENS = 2048
 
 
@@ -26,7 +27,7 @@ class TraceReplay:
     Real text is not stationary, so the order is part of the problem:
 
     * "text" keeps it, from the first token on: with the batch size of the run that was recorded, its own batches;
-    * "batches" keeps each batch whole but draws a new order of the batches for every pass (by the seed): neighbours
+    * "batches" keeps each batch whole but draws a new order of the batches for every pass (by the seed): neighbors
       in the text still meet in a batch, while drift from batch to batch is gone;
     * "shuffled" draws a new permutation of all tokens for every pass: batches are exchangeable.
 
@@ -50,14 +51,16 @@ class TraceReplay:
     (2048, 64)
     """
 
+    scores_are_gates: ClassVar[bool] = True
+
     trace: RouterTrace | None = None
     num_tokens: int = None  # type: ignore[assignment]  # filled in below
     order: str = "text"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tokens", _batch_tokens(self.trace, self.num_tokens))
-        if self.order not in _ORDERS:
-            raise unknown_name("order", self.order, _ORDERS)
+        if self.order not in ORDERS:
+            raise unknown_name("order", self.order, ORDERS)
         available = len(self.scores_TE)
         if self.num_tokens > available:
             raise ValueError(f"num_tokens is {self.num_tokens} but the trace has {available} tokens; choose fewer")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.problem import check_number
-from alflb.streams._base import STREAMS, DrawnStream
+from alflb.streams.base import STREAMS, DrawnStream
 
 
 @STREAMS.register("zipf")

@@ -1,19 +1,57 @@
 """A load balancer for real models in training: PyTorch modules, and Hugging Face transformers in particular.
 
-Needs the extra ``torch``; `alflb.training.trainer`, the callback for ``transformers.Trainer``, needs ``models``.
+The balancer needs the extra ``torch``; `alflb.training.trainer`, the callback for ``transformers.Trainer``, needs
+``models``; `alflb.training.diagnosis`, which reads the log of a run, needs neither.
 """
 
 from __future__ import annotations
 
-try:
-    import torch  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    raise ModuleNotFoundError("alflb.training needs PyTorch: pip install 'alflb[torch]'", name="torch") from None
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from alflb.training.balancer import LoadBalancer
-from alflb.training.report import LayerReport, StepReport
-from alflb.training.routers import RouterLayout, describe_router, find_routers
+if TYPE_CHECKING:
+    from alflb.training.balancer import LoadBalancer as LoadBalancer
+    from alflb.training.biases import load_biases as load_biases
+    from alflb.training.biases import save_biases as save_biases
+    from alflb.training.capture import capture as capture
+    from alflb.training.log import Record as Record
+    from alflb.training.log import TrainingLog as TrainingLog
+    from alflb.training.log import read_log as read_log
+    from alflb.training.routers import RouterLayout as RouterLayout
+    from alflb.training.routers import add_bias as add_bias
+    from alflb.training.routers import describe_router as describe_router
+    from alflb.training.routers import find_routers as find_routers
+    from alflb.training.step_report import LayerReport as LayerReport
+    from alflb.training.step_report import StepReport as StepReport
 
-__all__ = ["LayerReport", "LoadBalancer", "RouterLayout", "StepReport", "describe_router", "find_routers"]
+_HOME = {
+    "Record": "log",
+    "TrainingLog": "log",
+    "capture": "capture",
+    "load_biases": "biases",
+    "read_log": "log",
+    "save_biases": "biases",
+    "LayerReport": "step_report",
+    "LoadBalancer": "balancer",
+    "RouterLayout": "routers",
+    "StepReport": "step_report",
+    "add_bias": "routers",
+    "describe_router": "routers",
+    "find_routers": "routers",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'alflb.training' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"alflb.training.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"alflb.training.{name} needs PyTorch: pip install 'alflb[torch]'", name="torch"
+        ) from None
+    return getattr(module, name)

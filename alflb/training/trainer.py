@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from alflb.training.balancer import LoadBalancer
-from alflb.training.report import StepReport
+from alflb.training.step_report import StepReport
 
 
 class BalancerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is untyped here

@@ -11,6 +11,7 @@ from _extras import require
 from hypothesis import strategies as st
 
 import alflb
+from alflb.rules import Observation
 
 EXACT_PICKS = 2**24
 """Their counts and means are float32: exact for batches of fewer picks (K T) than this."""
@@ -38,7 +39,8 @@ def one_load(rng, kind, num_experts, mean):
 def our_step(rule, bias_E, load_E, t=1):
     """One update of our rule on a float32 bias: computed in float64, as always, and stored in float32."""
     target_E = np.full(len(load_E), load_E.sum() / len(load_E))
-    new_bias_E, _ = rule.update(bias_E.astype(np.float64), load_E, target_E, t, rule.init(len(load_E)))
+    seen = Observation(t, target_E, load_E=load_E)
+    new_bias_E, _ = rule.step(bias_E.astype(np.float64), seen, rule.init(len(load_E)))
     return new_bias_E.astype(np.float32)
 
 

@@ -9,16 +9,16 @@ from tests._extras import require
 
 
 @pytest.mark.parametrize(
-    ("module", "package", "line"),
+    ("statement", "package", "line"),
     [
-        ("alflb.training", "torch", "alflb.training needs PyTorch: pip install 'alflb[torch]'"),
-        ("alflb.training.trainer", "transformers", "needs transformers: pip install 'alflb[models]'"),
+        ("from alflb.training import LoadBalancer", "torch", "LoadBalancer needs PyTorch: pip install 'alflb[torch]'"),
+        ("import alflb.training.trainer", "transformers", "needs transformers: pip install 'alflb[models]'"),
     ],
 )
-def test_a_missing_extra_is_named_in_one_line(module, package, line):
+def test_a_missing_extra_is_named_in_one_line(statement, package, line):
     if package == "transformers":
         require("torch")
-    code = f"import sys; sys.modules[{package!r}] = None; import {module}"
+    code = f"import sys; sys.modules[{package!r}] = None; {statement}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: ")
@@ -29,6 +29,6 @@ def test_a_missing_extra_is_named_in_one_line(module, package, line):
 
 def test_a_broken_installation_is_not_called_a_missing_one(tmp_path):
     (tmp_path / "torch.py").write_text("import no_such_part_of_torch")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import alflb.training"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from alflb.training import LoadBalancer"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_part_of_torch'"

@@ -36,7 +36,7 @@ def test_ranks_agree_with_one_process_on_all_the_data(world, run_ranks, alone):
         assert rank["loads"].tolist() == alone["loads"].tolist()
         assert rank["biases"].tobytes() == alone["biases"].tobytes()
         assert rank["in_model"].tobytes() == alone["in_model"].tobytes()
-        assert rank["reduced"].tolist() == [[True, 2 * NUM_EXPERTS]] * NUM_STEPS, "one call a step, int64, all layers"
+        assert rank["reduced"].tolist() == [[True, 2 * (NUM_EXPERTS + 1)]] * NUM_STEPS, "one call, int64, all layers"
 
 
 @pytest.mark.parametrize("job", ["ddp", "sharded"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alflb.rules import make_rule
+from alflb.rules import Observation, make_rule
 from tests.training.models import (
     BATCH,
     BIASED,
@@ -90,7 +90,7 @@ def test_training_moves_every_bias_by_the_rule_and_the_loads(name):
             assert report.layers[index].name == layer
             assert report.layers[index].load_E.tolist() == picked_E.tolist()
             assert report.layers[index].load_E.dtype == np.int64
-            bias_E, state = rule.update(bias_E, picked_E, target_E, t, state)
+            bias_E, state = rule.step(bias_E, Observation(t, target_E, load_E=picked_E), state)
             assert report.layers[index].bias_E.tobytes() == bias_E.tobytes()
         assert np.ptp(bias_E) > 0
         (tensor,) = (tensor for path, tensor in bias_tensors(model).items() if path.startswith(f"{layer}."))

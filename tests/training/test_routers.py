@@ -96,7 +96,10 @@ def test_a_model_without_bias_gets_one_error_that_says_how_to_describe_one():
     with pytest.raises(ValueError, match="found no router with a selection bias in Qwen3MoeForCausalLM") as caught:
         LoadBalancer.attach(model)
     headline, *how = str(caught.value).splitlines()
-    assert "Qwen3MoeExperts there, but no e_score_correction_bias or expert_bias next to them" in headline
+    assert (
+        "Qwen3MoeExperts there, but no e_score_correction_bias or expert_bias or balancing_biases next to them"
+        in headline
+    )
     assert len(how) == 3
     recipe = "\n".join(how).replace("path.of.one.moe.block", "0").replace("path.to.bias", "router.gate.bias")
     recipe = recipe.replace("path.to.experts", "router").replace("name_of_indices", "x")
@@ -115,11 +118,14 @@ def test_a_model_without_bias_gets_one_error_that_says_how_to_describe_one():
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({"bias": "nothing", "output": 1}, "does not fit its description: 'nothing' is None, not a tensor"),
+        ({"bias": "nothing", "output": 1}, "does not fit its description.*has no attribute 'nothing'"),
         ({"bias": "a.b", "output": 1}, "does not fit its description.*has no attribute"),
         ({"bias": "weight", "module": "experts", "output": 1}, "does not fit its description.*has no attribute"),
         ({"bias": "weight", "argument": "picks"}, "forward of Block has no argument 'picks'"),
-        ({"bias": "weight"}, "argument is None and output is None; say where the picks are by one of them"),
+        (
+            {"bias": "weight"},
+            "argument is None, output is None and topk is False; say where the picks are by one of them",
+        ),
         ({"bias": "weight", "argument": "x", "output": 1}, "say where the picks are by one of them"),
     ],
 )
@@ -165,4 +171,4 @@ def test_wrappers_do_not_change_names():
 
 def test_layers_without_numbers_of_their_own_are_labelled_by_path():
     model = nn.ModuleDict({"first": Moe(), "second": Moe()})
-    assert [layer.label for layer in LoadBalancer.attach(model)._layers] == ["first", "second"]
+    assert [layer.label for layer in LoadBalancer.attach(model)._layers.values()] == ["first", "second"]

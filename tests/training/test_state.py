@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from alflb.rules import make_rule, rule_names, sees_scores
+from alflb.rules import RULES, Sight, rule_names
 from alflb.schedules import InverseSqrt
 from tests.training.models import feed, feeds, torch, training
 
 LoadBalancer = training.LoadBalancer
-pack, unpack = training.states.pack, training.states.unpack
+pack, unpack = training.memory.pack, training.memory.unpack
 
 
 def through_a_file(state):
@@ -51,17 +51,18 @@ def test_killed_and_resumed_runs_have_the_bias_path_of_an_undisturbed_one(spawn,
     assert np.ptp(paths[0][-1]) > np.ptp(paths[0][3]) > 0
 
 
-@pytest.mark.parametrize("rule", [name for name in rule_names() if not sees_scores(make_rule(name))])
+@pytest.mark.parametrize("rule", [name for name in rule_names() if RULES.get(name).sees is Sight.LOADS])
 def test_every_rules_memory_and_place_in_its_schedule_survive(rule):
     model = feeds()
-    balancer = LoadBalancer.attach(model, rule, InverseSqrt(0.01))
+    schedule = InverseSqrt(0.01) if RULES.get(rule).takes_schedule else None
+    balancer = LoadBalancer.attach(model, rule, schedule)
     feed(model, balancer, range(5))
     saved_model, saved = copy.deepcopy(model.state_dict()), through_a_file(balancer.state_dict())
     feed(model, balancer, range(5, 9))
 
     again = feeds()
     again.load_state_dict(saved_model)
-    resumed = LoadBalancer.attach(again, rule, InverseSqrt(0.01))
+    resumed = LoadBalancer.attach(again, rule, schedule)
     resumed.load_state_dict(saved)
     assert resumed.num_steps == 5
     feed(again, resumed, range(5, 9))
@@ -77,7 +78,7 @@ def test_loading_writes_the_model_and_forgets_pending_counts():
     before = biases(balancer)
     (third,) = feed(model, balancer, [2])
     assert (biases(balancer) != before).any()
-    model(torch.zeros(3, dtype=torch.int64))
+    model(torch.zeros((3, 1), dtype=torch.int64).expand(3, 2) + torch.arange(2))
     balancer.load_state_dict(saved)
     assert (biases(balancer) == before).all()
     assert model[1].bias.tolist() == before[1].astype(np.float32).tolist()
@@ -91,7 +92,7 @@ def test_loading_writes_the_model_and_forgets_pending_counts():
     [
         (lambda state: [], "state is not one of LoadBalancer.state_dict"),
         (lambda state: {"model": 1}, "state is not one of LoadBalancer.state_dict"),
-        (lambda state: state | {"version": 2}, "version 2; this alflb reads version 1"),
+        (lambda state: state | {"version": 1}, "version 1; this alflb reads version 2"),
         (lambda state: {k: v for k, v in state.items() if k != "layers"}, "state lacks layers; it was not saved whole"),
         (lambda state: state | {"rule": "Proportional(schedule=1)"}, "state is of the rule Proportional.*attach with"),
         (lambda state: state | {"num_steps": -1}, "num_steps in state is -1"),

@@ -9,8 +9,7 @@ All loops find A and B alike. The row goes to a buffer padded to whole vectors. 
 (positions equal modulo the number of lanes) come first: B cannot be below the (K+1)-th largest of them. The few
 entries within reach of that bound, the *survivors*, are then ranked by counting.
 
-Biases and widths come padded to whole lanes (`padded`). The functions call each other, so they stand in one file:
-numba's cache does not look across files.
+Biases and widths come padded to whole lanes (`padded`).
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from alflb.exact.screening.vectors import (
+from alflb.kernels._jit import jit
+from alflb.kernels._simd import (
     WIDTH,
     add,
     append_chosen,
@@ -39,14 +38,13 @@ from alflb.exact.screening.vectors import (
     store,
     to_grid,
 )
+from alflb.kernels._splitmix import splitmix
 
 BINS = 32
 """Bins of a margin histogram; one more counts the margins above the window, another those below."""
 
 FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
-
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 def num_lanes(top_k: int) -> int:
@@ -59,7 +57,7 @@ def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
     return np.pad(values_E, (0, -len(values_E) % lanes))
 
 
-@njit(**_JIT)
+@jit
 def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     """The largest |score|, -inf left out."""
     flat = scores_TE.reshape(-1)
@@ -75,7 +73,7 @@ def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     return np.float64(sizes.max())
 
 
-@njit(**_JIT)
+@jit
 def count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB):  # type: ignore[no-untyped-def]
     """Add the margins of some rows to histograms: BINS equal bins on [-width, width], those above, some of those below.
 
@@ -97,7 +95,7 @@ def count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB): 
             counts_EB[k, int(min(place, BINS)) if place >= 0 else BINS + 1] += 1
 
 
-@njit(**_JIT)
+@jit
 def collect_undecided(  # type: ignore[no-untyped-def]
     scores_TE, bias_P, width_P, top_k, lanes, per_unit, certain_E, token_R, picks_R, end_R, expert_N, score_N
 ):
@@ -142,38 +140,40 @@ def collect_undecided(  # type: ignore[no-untyped-def]
     return num_rows, num_entries
 
 
-@njit(**_JIT)
+@jit
 def certify_rows(  # type: ignore[no-untyped-def]
-    scores_TE, per_unit, price_P, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
-    load_E, experts_TK, split_S3,
+    scores_TE, per_unit, price_P, reach, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
+    load_E, experts_TK, split_S3, sums,
 ):  # fmt: skip
     """Derive every row's assignment from integer scores and prices alone, and add it up.
 
-    Rows whose K best are separated from the rest by the prices need nothing else. Where the K-th and (K+1)-th
-    tie, the units listed for the row decide among the tied experts, or the lowest index if it is not listed.
-    Either way every expert used scores at least as much as every expert with units to spare.
+    Rows whose K-th and (K+1)-th best are more than `reach` apart need nothing else. In the others the units listed for
+    the row decide among the experts within `reach` of that boundary, or, if `reach` is 0, the lowest index among the
+    tied ones where the row is not listed. With a reach of 0 every expert used then scores at least as much as every
+    expert with units to spare.
 
     Loads are added to `load_E` in units; `experts_TK`, if it has rows, receives the experts, ascending; rows that
-    share a pick among experts are written to `split_S3` as (token, expert, units). Returns the value <gamma, x>,
-    whether all scores were multiples of the quantum, the number of splits, and whether each row made K picks.
+    share a pick among experts are written to `split_S3` as (token, expert, units). `sums` adds up the value
+    <gamma, x>, compensated. Returns whether all scores were multiples of the quantum, the number of splits, and whether
+    each row made K picks.
     """
     num_tokens, num_experts = scores_TE.shape
     flat = scores_TE.reshape(-1)
     biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
     share = np.empty(price_P.size, np.int64)
     chosen = np.empty(price_P.size, np.int32)
-    no_width_P = np.zeros(price_P.size, np.int64)
+    reach_P = np.full(price_P.size, reach, np.int64)
     row = np.searchsorted(token_R, first_token)
-    total = 0.0
     lossless = True
     num_splits = 0
     for token in range(num_tokens):
         start = token * num_experts
         lossless &= _add_price(flat, start, num_experts, per_unit, price_P, biased)
-        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
+        count = _survivors(biased, num_experts, reach_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
         last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
         picks = 0
-        if last_in > first_out:
+        total = 0.0
+        if last_in - first_out > reach:
             for n in range(count):
                 k = near[n]
                 is_in = value[n] >= last_in
@@ -186,8 +186,9 @@ def certify_rows(  # type: ignore[no-untyped-def]
                 row += 1
             is_listed = row < token_R.size and token_R[row] == first_token + token
             listed = row if is_listed else -1
-            if _break_tie(near, value, count, last_in, top_k * unit, unit, listed, start_R, expert_N, units_N, share):
-                return total, lossless, num_splits, False
+            low, high = last_in - reach, first_out + reach
+            if not _share_out(near, value, count, low, high, top_k, unit, listed, start_R, expert_N, units_N, share):
+                return lossless, num_splits, False
             is_split = False
             for n in range(count):
                 is_split |= 0 < share[n] < unit
@@ -203,13 +204,31 @@ def certify_rows(  # type: ignore[no-untyped-def]
                     num_splits += 1
                 chosen[picks] = k
                 picks += share[n] == unit and picks < top_k
+        _add_compensated(sums, 0, total)
         if experts_TK.shape[0] > 0:
             for pick in range(top_k):
                 experts_TK[token, pick] = chosen[pick]
-    return total, lossless, num_splits, True
+    return lossless, num_splits, True
 
 
-@njit(**_JIT)
+@jit
+def count_decided(scores_TE, per_unit, price_P, reach, top_k, lanes, load_E, close_T):  # type: ignore[no-untyped-def]
+    """Mark the rows whose K-th and (K+1)-th best, in integers, are at most `reach` apart; count the others' picks."""
+    num_tokens, num_experts = scores_TE.shape
+    flat = scores_TE.reshape(-1)
+    biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
+    no_width_P = np.zeros(price_P.size, np.int64)
+    for token in range(num_tokens):
+        _add_price(flat, token * num_experts, num_experts, per_unit, price_P, biased)
+        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
+        last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
+        close_T[token] = last_in - first_out <= reach
+        if not close_T[token]:
+            for n in range(count):
+                load_E[near[n]] += value[n] >= last_in
+
+
+@jit
 def route_rows(  # type: ignore[no-untyped-def]
     scores_TE, bias_E, bias_P, width_P, top_k, lanes, dither, seed, top_exponent,
     load_E, count_EEB, loss_EEB, gap_T, experts_TK, sums,
@@ -288,7 +307,7 @@ def route_rows(  # type: ignore[no-untyped-def]
         sums[4] += size
 
 
-@njit(**_JIT)
+@jit
 def _sum_largest(value, count, last_in, top_k):  # type: ignore[no-untyped-def]
     """The K largest of the first `count` values added up, `last_in` being the K-th."""
     left = top_k
@@ -300,16 +319,13 @@ def _sum_largest(value, count, last_in, top_k):  # type: ignore[no-untyped-def]
     return total + left * last_in
 
 
-@njit(**_JIT)
+@jit
 def _hashed(seed, index):  # type: ignore[no-untyped-def]
-    """A number in [0, 1) that looks random (the mixing function of SplitMix64)."""
-    z = seed + (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    """A number in [0, 1) that looks random."""
+    return np.float64(splitmix(seed, index + np.uint64(1)) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(**_JIT)
+@jit
 def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     """sums[place] + sums[place + 1] += value, with the rounding error of the first kept in the second."""
     total = sums[place] + value
@@ -318,22 +334,28 @@ def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     sums[place] = total
 
 
-@njit(**_JIT)
-def _break_tie(near, value, count, last_in, left, unit, row, start_R, expert_N, units_N, share):  # type: ignore[no-untyped-def]
-    """Share out `left` units of a tied row: all above the tie, then as listed, or by index; the units not placed."""
+@jit
+def _share_out(near, value, count, low, high, top_k, unit, row, start_R, expert_N, units_N, share):  # type: ignore[no-untyped-def]
+    """Share out a row's units: all above `high`, then down to `low` as listed; whether K picks came out.
+
+    Where low = high, the tied experts of a row that is not listed have their turn by index.
+    """
+    left = top_k * unit
     for n in range(count):
-        share[n] = unit if value[n] > last_in else 0
-        if value[n] == last_in and row >= 0:
+        share[n] = unit if value[n] > high else 0
+        if low <= value[n] <= high and row >= 0:
             share[n] = _listed_units(row, near[n], start_R, expert_N, units_N)
+            if share[n] < 0 or share[n] > unit:
+                return False
         left -= share[n]
     for n in range(count):
-        if row < 0 and value[n] == last_in and left > 0:
+        if row < 0 and low == high and value[n] == low and left > 0:
             share[n] = unit
             left -= unit
-    return left
+    return left == 0
 
 
-@njit(**_JIT)
+@jit
 def _listed_units(row, expert, start_R, expert_N, units_N):  # type: ignore[no-untyped-def]
     for entry in range(start_R[row], start_R[row + 1]):
         if expert_N[entry] == expert:
@@ -341,7 +363,7 @@ def _listed_units(row, expert, start_R, expert_N, units_N):  # type: ignore[no-u
     return 0
 
 
-@njit(**_JIT)
+@jit
 def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
     """Biased scores with pads at the lowest value; lane maxima; the survivors' experts and values."""
     biased = np.full(bias_P.size, lowest, bias_P.dtype)
@@ -349,7 +371,7 @@ def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
     return biased, np.empty(lanes, bias_P.dtype), np.empty(bias_P.size + WIDTH, np.int32), value
 
 
-@njit(**_JIT)
+@jit
 def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-untyped-def]
     """The biased scores of one row; the pads are left as they are."""
     whole = num_experts - num_experts % WIDTH
@@ -359,7 +381,7 @@ def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-unty
         biased[k] = flat[start + k] + bias_P[k]
 
 
-@njit(**_JIT)
+@jit
 def _add_price(flat, start, num_experts, per_unit, price_P, biased):  # type: ignore[no-untyped-def]
     """The same in integers; whether every score was a multiple of the quantum."""
     off = np.uint64(0)
@@ -375,13 +397,13 @@ def _add_price(flat, start, num_experts, per_unit, price_P, biased):  # type: ig
     return off == 0
 
 
-@njit(**_JIT)
+@jit
 def _quantised(score, per_unit):  # type: ignore[no-untyped-def]
     scaled = np.rint(np.float64(score) * per_unit)
     return np.int64(scaled) if scaled > -np.inf else np.int64(FORBIDDEN)
 
 
-@njit(**_JIT)
+@jit
 def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest, highest):  # type: ignore[no-untyped-def]
     """List the experts that may be among the K + 1 best or have a margin of at least -width, with their values."""
     lanes = lane_best.size
@@ -401,7 +423,7 @@ def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest
     return count
 
 
-@njit(**_JIT)
+@jit
 def _boundary(value, count, top_k, highest):  # type: ignore[no-untyped-def]
     """The K-th and (K+1)-th largest of the first `count` values; the last vector may be padded with lower ones."""
     last_in = splat(highest)

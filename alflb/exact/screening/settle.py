@@ -45,9 +45,23 @@ class Settlement(NamedTuple):
 
 
 def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
-    """Fill the experts' room exactly at least loss, if the undecided entries allow it."""
+    """Fill the experts' room exactly at least loss, if the undecided entries allow it.
+
+    Room for parts of picks is filled in two steps, by whole picks first: the second step starts from prices that are
+    optimal but for a pick per expert, and moves few units along long paths.
+    """
     price_E = quantile_descent(undecided, price_E, room_E, unit)
+    if unit > 1:
+        price_E = reroute_closest(undecided, price_E, _whole_room(room_E, unit), 1).price_E
     return reroute_closest(undecided, price_E, room_E, unit)
+
+
+def _whole_room(room_E: IntArray, unit: int) -> IntArray:
+    """Room in whole picks, with the same sum: rounded down, and up where most was cut off."""
+    whole_E = room_E // unit
+    missing = int(room_E.sum()) // unit - int(whole_E.sum())
+    whole_E[np.argsort(whole_E * unit - room_E, kind="stable")[:missing]] += 1
+    return whole_E
 
 
 def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> IntArray:

@@ -6,7 +6,7 @@ whether a chunk is a slice of one array or a batch generated on the fly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,6 +94,27 @@ class BatchSource:
             start += len(batch)
         if start != self.num_tokens:
             raise ValueError(f"batches gave {self.num_tokens} tokens at first and {start} later; they must repeat")
+
+
+class MappedSource:
+    """Another source's scores, changed by a function of rows as they are read."""
+
+    def __init__(self, source: ScoreSource, change: Callable[[FloatArray], FloatArray]) -> None:
+        self._source, self._change = source, change
+        self.num_tokens, self.num_experts = source.num_tokens, source.num_experts
+        scores_TE, rows_M = source.sample()
+        self._sample = _read_only(change(scores_TE[rows_M]))
+        self.dtype = self._sample.dtype
+        self.largest = max(largest_finite(rows_CE) for _, rows_CE in self.chunks())
+
+    def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
+        """The other's sample, changed."""
+        return self._sample, np.arange(len(self._sample))
+
+    def chunks(self) -> Iterator[tuple[int, FloatArray]]:
+        """The other's chunks, changed."""
+        for first, rows_CE in self._source.chunks():
+            yield first, _read_only(self._change(rows_CE))
 
 
 def _slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:

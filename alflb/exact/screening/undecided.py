@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from alflb.exact.screening import flow_kernels, row_kernels
 from alflb.exact.screening.guess import BiasGuess
 from alflb.exact.screening.sources import CHUNK, ScoreSource
-from alflb.exact.screening.units import Grid
+from alflb.exact.units import Grid
 
 IntArray = NDArray[np.int64]
 

@@ -13,7 +13,7 @@ read a few times, and each time leave a summary of E^2 numbers (times a constant
    margins at which tokens would swap one for the other, and the 64 E rows closest to a tie.
 3. **Repair** (`repair`): the cheapest swaps that balance the loads, a convex flow on the graph of experts, give a
    feasible assignment, hence a lower bound, and its dual potentials a better bias. The closest rows, assigned anew
-   by `solve_exact`, give another of both. If the bounds are not within the tolerance, 2 is done again (`solver`).
+   by `solve_exact`, give another of both. If the bounds are not within the tolerance, 2 is done again (`search`).
 
 Where margins have a density step 3 is a Newton step whose Hessian is the graph Laplacian of claim C7, as in the damped
 Newton method for semi-discrete optimal transport (Kitagawa, Mérigot and Thibert, arXiv 1603.05579). On rounded or

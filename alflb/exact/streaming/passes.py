@@ -14,9 +14,9 @@ from typing import Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.exact._pooled import MapBatches
 from alflb.exact.batched import Batch, load_batch
 from alflb.exact.screening.row_kernels import largest_finite, num_lanes, padded, route_rows
+from alflb.exact.streaming.results import MapBatches
 from alflb.problem import FloatArray
 
 NUM_BINS = 32

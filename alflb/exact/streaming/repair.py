@@ -28,8 +28,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.exact._facade import solve_exact
-from alflb.exact._solution import SolverError
+from alflb.exact.results import SolverError
+from alflb.exact.screening import solve
 from alflb.exact.streaming.flow_kernels import balance
 from alflb.exact.streaming.passes import NUM_BINS, Routing
 from alflb.problem import AssignmentProblem
@@ -186,7 +186,7 @@ def reassign_closest(routing: Routing, target_E: FloatVector, top_k: int, bias_E
     if left_E.min() < 0 or left_E.max() > len(rows):
         return Repair(math.inf, bias_E)
     try:
-        found = solve_exact(AssignmentProblem(rows.astype(np.float64), top_k, left_E), bias_init=bias_E)
+        found = solve(AssignmentProblem(rows.astype(np.float64), top_k, left_E), bias_E)
     except SolverError:
         return Repair(math.inf, bias_E)
     assert found.plan is not None, "problems in memory have one"

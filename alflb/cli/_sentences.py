@@ -1,0 +1,109 @@
+"""What a command concludes: one sentence that a reader can act on, with the units and the floor beside the number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alflb.io import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from alflb.advice import Advice
+    from alflb.exact import AssignmentSolution
+    from alflb.verdict import Verdict
+
+UNITS = {
+    "affinity_final": "score units",
+    "arrival_steps": "steps",
+    "bias_distance": "score units",
+    "bias_spread": "score units",
+    "bias_spread_final": "score units",
+    "first_step_size": "score units per step",
+    "first_steps": "steps",
+    "gap": "score units",
+    "lower_bound": "score units",
+    "num_steps": "steps",
+    "num_tokens": "tokens",
+    "regret": "score units per token",
+    "residual_load": "tokens",
+    "residual_slackness": "score units",
+    "score_range": "score units",
+    "settling_time_10": "steps",
+    "softest_mode": "per score unit",
+    "step_size": "score units per step",
+    "stiffest_mode": "per score unit",
+    "target_load": "tokens",
+    "tokens_first_batch": "tokens",
+    "unbalanced_topk_affinity": "score units",
+    "upper_bound": "score units",
+    "value": "score units",
+}
+"""Units of the numbers that commands print; what is missing here is a pure number or words."""
+
+
+def of_run(facts: Row) -> str:
+    """Whether and when a run was balanced, and how much of what is left is sampling."""
+    tail, floor, cycle = facts["max_vio_tail"], facts["max_vio_sampling_floor"], facts.get("cycle")
+    when = (
+        f"Steady from step {facts['steady_from']:,} on" if facts["steady_from"] else "Not steady yet: take more steps"
+    )
+    if facts["static"]:
+        where = (
+            f"in a cycle of {cycle['period']} steps, and a decaying --schedule goes lower" if cycle else "at the end"
+        )
+        return f"{when}: MaxVio {tail:.3g} {where}. The batch is the same at every step, so none of it is sampling."
+    split = f"MaxVio {tail:.3g}, of which {floor:.3g} is sampling"
+    if tail <= 1.1 * floor:
+        return f"{when}: {split}. No rule that sees loads only does better on such batches."
+    if tail <= 1.5 * floor:
+        return f"{when}: {split}. A smaller --step-size takes off most of the rest, and takes longer to arrive."
+    return f"{when}: {split}. The bias does not keep up: try a larger --step-size, or other rules with `alflb study`."
+
+
+def of_solution(solution: AssignmentSolution, max_vio_unbiased: float) -> str:
+    """What the certificate means."""
+    return (
+        f"Certified: there is a balanced plan worth {solution.value:.10g} score units, and by weak duality none "
+        "is worth more. "
+        f"Without a bias the busiest expert takes {1 + max_vio_unbiased:.3g} times its share."
+    )
+
+
+def of_advice(advice: Advice) -> str:
+    """Which step size, and what to expect of it."""
+    start = (
+        f"Begin with u = {advice.first_step_size:.2g} for {advice.first_steps:,} steps, then use"
+        if advice.first_step_size is not None
+        else "Use"
+    )
+    return (
+        f"{start} the sign rule with u = {advice.step_size:.2g}: balanced after about {advice.arrival_steps:,} steps; "
+        f"MaxVio {advice.max_vio:.3g}, of which {advice.max_vio_floor:.3g} is sampling."
+    )
+
+
+def of_verification(verdicts: Sequence[Verdict]) -> str:
+    """Whether all bounds hold, and which of them say something."""
+    failed = [one.claim for one in verdicts if not one.holds]
+    if failed:
+        return f"{', '.join(failed)} FAILED on this instance: a counterexample, or a bug. Please report it."
+    empty = [one.claim for one in verdicts if one.vacuous]
+    if not empty:
+        return "All bounds hold, and each of them says something about this instance."
+    return (
+        f"All bounds hold, but {', '.join(empty)} {'says' if len(empty) == 1 else 'say'} nothing here; "
+        "a smaller --step-size narrows the band of C4, more --num-steps reach the entry time of C5."
+    )
+
+
+def of_regret(final: float, num_steps: int, exponent: float, uncertainty: float) -> str:
+    """How much was lost, and how that grows."""
+    doubt = f" (to within {uncertainty:.1g})" if uncertainty else ""
+    lost = f"In {num_steps:,} steps the rule lost {final:.3g} score units per token{doubt} to the best fixed bias."
+    if exponent != exponent:  # NaN: too short, or negative on the way
+        return lost
+    growth = f"It grew like n^{exponent:.2g} over the second half of the run"
+    if exponent > 0.9:
+        return f"{lost} {growth}: the bias is still off, or the step size too large to settle."
+    return f"{lost} {growth}: per step, less and less is lost."

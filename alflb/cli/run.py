@@ -1,0 +1,260 @@
+"""``alflb simulate``, ``solve`` and ``advise``: one run, one optimum, one recommendation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alflb.cli._arguments import (
+    ArrayOption,
+    BackendOption,
+    BatchTokensOption,
+    ExpertsOption,
+    JsonOption,
+    MethodOption,
+    OrderOption,
+    RuleOption,
+    ScheduleOption,
+    StepSizeOption,
+    StepsOption,
+    StreamOption,
+    StreamSeedOption,
+    TopKOption,
+    TraceArgument,
+    WarmUpOption,
+    open_rule,
+    open_stream,
+    open_trace,
+    pick_seed,
+)
+from alflb.cli._console import announce_compilation, print_facts, progress_bar, reports_errors, spinner
+from alflb.cli._layers import describe_layers
+from alflb.cli._sentences import UNITS, of_advice, of_run, of_solution
+
+if TYPE_CHECKING:
+    from alflb.advice import Advice
+    from alflb.exact import AssignmentSolution
+    from alflb.io import Row
+    from alflb.problem import AssignmentProblem
+    from alflb.rules import Rule
+    from alflb.streams import Stream
+    from alflb.trajectory import Trajectory
+
+_SOLVING = 3
+"""Memory that solving takes beside the scores, as a multiple of theirs (measured: 2.9 at top-6 of 64)."""
+
+
+@reports_errors
+def simulate(
+    trace: TraceArgument = None,
+    stream: StreamOption = "trace",
+    order: OrderOption = None,
+    static: Annotated[bool, typer.Option("--static", help="Repeat the first batch at every step.")] = False,
+    array: ArrayOption = None,
+    batch_tokens: BatchTokensOption = 2048,
+    num_experts: ExpertsOption = None,
+    top_k: TopKOption = None,
+    rule: RuleOption = "sign",
+    step_size: StepSizeOption = None,
+    schedule: ScheduleOption = None,
+    warm_up: WarmUpOption = None,
+    num_steps: StepsOption = 1000,
+    seed: StreamSeedOption = None,
+    backend: BackendOption = "numba",
+    out_file: Annotated[Path | None, typer.Option("--out", help="Save the run (.npz): biases, loads, series.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One run of ALF-LB on a trace or a synthetic stream: how balanced, how soon, and what sampling alone leaves."""
+    import alflb
+    from alflb.io import require_writable_file
+
+    if out_file:
+        require_writable_file(out_file)
+    source, picks = open_stream(stream, trace, array, top_k, batch_tokens, num_experts, order)
+    start = pick_seed(seed, stream, order)
+    if static:
+        source = alflb.Static(next(source.batches(start)))
+    balancer = open_rule(rule, step_size, schedule, warm_up, num_steps)
+    announce_compilation()
+    with progress_bar() as progress:
+        progress.begin("simulating", num_steps)
+        run = alflb.simulate(
+            source,
+            balancer,
+            top_k=picks,
+            num_steps=num_steps,
+            seed=start,
+            backend=backend,
+            observers=alflb.make_observers("affinity"),
+            on_step=lambda t: progress.advance(1),
+        )
+    if out_file:
+        run.save(out_file)
+    facts = _run_facts(run, balancer, source, picks)
+    print_facts(facts, as_json, "Run", UNITS, of_run(facts))
+
+
+def _run_facts(run: Trajectory, rule: Rule, stream: Stream, top_k: int) -> dict[str, Any]:
+    """What is quoted of a run, and the floor that sampling sets to its MaxVio."""
+    import alflb
+    from alflb.bounds import sampling_max_vio
+    from alflb.metrics import settled_from
+
+    tail = max(1, run.num_steps // 5)
+    numbers = alflb.summary(run, tail=tail)
+    level = 1.1 * float(numbers["max_vio_tail"] or 0.0)
+    smooth_N = _running_mean(alflb.max_vio(run), tail // 4)
+    static = bool(run.meta["static"])
+    cycle = alflb.find_cycle(run) if static else None
+    return {
+        "rule": repr(rule),
+        "stream": type(stream).__name__,
+        "top_k": top_k,
+        "num_tokens": stream.num_tokens,
+        "static": static,
+        **numbers,
+        "max_vio_sampling_floor": 0.0 if static else sampling_max_vio(stream.num_tokens, top_k, stream.num_experts),
+        "steady_from": settled_from(smooth_N, level),
+        "affinity_final": float(run.series["affinity"][-1]),
+        **({"cycle": cycle._asdict() if cycle else None} if static else {}),
+    }
+
+
+def _running_mean(values: Any, width: int) -> Any:
+    """Means over the last `width` values: one batch alone says little."""
+    import numpy as np
+
+    width = max(1, width)
+    total_N = np.concatenate([[0.0], np.cumsum(values)])
+    first_N = np.maximum(np.arange(len(values)) + 1 - width, 0)
+    return (total_N[1:] - total_N[first_N]) / (np.arange(len(values)) + 1 - first_N)
+
+
+@reports_errors
+def solve(
+    trace: TraceArgument = None,
+    top_k: TopKOption = None,
+    array: ArrayOption = None,
+    method: MethodOption = "auto",
+    out_file: Annotated[Path | None, typer.Option("--out", help="Save bias_E, value and the plan (.npz).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The exact optimum of balanced top-K assignment, with the certificate that proves it.
+
+    Of a folder of traces, one per layer: the optimum of each, and the layer that is least balanced without a bias.
+    """
+    from alflb.cli.describe import describe_solution
+    from alflb.io import require_writable_file
+
+    if trace is not None and trace.is_dir():
+        if out_file:
+            raise ValueError("--out saves one solution; give one trace with it, not a folder")
+        describe_layers(
+            trace,
+            lambda path: describe_solution(*_solved(path, array, top_k, method)),
+            lambda facts: float(facts["max_vio_bias_0"]),
+            ("num_tokens", "num_experts", "top_k", "value", "unbalanced_topk_affinity", "max_vio_bias_0"),
+            as_json=as_json,
+        )
+        return
+    if out_file:
+        require_writable_file(out_file)
+    problem, solution = _solved(trace, array, top_k, method)
+    if out_file:
+        _save_solution(out_file, solution)
+    facts = describe_solution(problem, solution)
+    print_facts(facts, as_json, "Certified optimum", UNITS, of_solution(solution, facts["max_vio_bias_0"]))
+
+
+def _solved(
+    path: Path | None, array: str | None, top_k: int | None, method: str
+) -> tuple[AssignmentProblem, AssignmentSolution]:
+    from alflb.exact import recertify, solve_exact
+    from alflb.memory import require_memory
+    from alflb.problem import AssignmentProblem
+
+    opened = open_trace(path, array, top_k)
+    problem = AssignmentProblem(opened.scores_TE, opened.top_k)
+    size = f"{problem.num_tokens} x {problem.num_experts}"
+    require_memory(_SOLVING * problem.scores_TE.nbytes, f"solving {size}")
+    announce_compilation()
+    with spinner(f"solving {size}, top-{problem.top_k}"):
+        return problem, recertify(problem, solve_exact(problem, method=method))
+
+
+@reports_errors
+def advise(
+    batch_tokens: Annotated[int, typer.Option(help="Tokens whose loads one bias update sees, all ranks together.")],
+    trace: TraceArgument = None,
+    array: ArrayOption = None,
+    top_k: TopKOption = None,
+    num_steps: Annotated[
+        int | None,
+        typer.Option("--num-steps", "--steps", help="Length of the run, for a first phase where one is needed."),
+    ] = None,
+    excess: Annotated[
+        float, typer.Option(help="Accepted rise of MaxVio over the sampling floor, as a share of it.")
+    ] = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace).
+
+    Of a folder of traces, one per layer: the advice for each, and the layer that needs the smallest steps.
+    """
+    from alflb.advice import advise as recommend
+
+    def advice(path: Path | None) -> Advice:
+        sample = open_trace(path, array, top_k)
+        announce_compilation()
+        with spinner("solving the sample exactly"):
+            return recommend(
+                sample.scores_TE, sample.top_k, batch_tokens=batch_tokens, num_steps=num_steps, excess=excess
+            )
+
+    if trace is not None and trace.is_dir():
+        columns = ("step_size", "max_vio", "max_vio_floor", "arrival_steps")
+        describe_layers(
+            trace,
+            lambda path: _advice_facts(advice(path)),
+            lambda facts: -float(facts["step_size"]),
+            columns,
+            as_json=as_json,
+        )
+        return
+    found = advice(trace)
+    title = f"sign rule, batches of {batch_tokens:,} tokens"
+    print_facts(_advice_facts(found), as_json, title, UNITS, of_advice(found))
+
+
+def _advice_facts(found: Advice) -> Row:
+    return {
+        "step_size": found.step_size,
+        "max_vio": found.max_vio,
+        "max_vio_floor": found.max_vio_floor,
+        "arrival_steps": found.arrival_steps,
+        "first_step_size": found.first_step_size,
+        "first_steps": found.first_steps,
+        "bias_distance": found.bias_distance,
+        "stiffest_mode": float(found.curvatures[-1]),
+        "softest_mode": float(found.curvatures[0]),
+    }
+
+
+def _save_solution(path: Path, solution: AssignmentSolution) -> None:
+    import numpy as np
+
+    from alflb.io import atomic_write
+
+    plan = solution.plan
+    assert plan is not None  # only problems read in batches have none
+    with atomic_write(path) as file:
+        np.savez_compressed(
+            file,
+            value=solution.value,
+            bias_E=solution.bias_E,
+            plan_indptr=plan.indptr,
+            plan_experts=plan.indices,
+            plan_amounts=plan.data,
+        )

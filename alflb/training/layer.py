@@ -1,0 +1,216 @@
+"""One balanced layer: its counts on the device, the master bias and the rule's memory on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from alflb.problem import check_bias
+from alflb.rules import Observation, Rule, State
+from alflb.training.bias_slot import BiasSlot
+from alflb.training.hooks import LocalHook, TopKWatcher
+from alflb.training.memory import pack, unpack
+from alflb.training.padding import Padding
+from alflb.training.picks import PickCounter
+from alflb.training.routers import Router
+from alflb.training.step_report import LayerReport
+
+
+class Counted(NamedTuple):
+    """What all ranks counted of one layer since the last step."""
+
+    load_E: NDArray[np.int64]
+    num_faulty: int
+    """Picks that cannot be right."""
+
+
+class Move(NamedTuple):
+    """Where a step takes a layer; nothing has changed yet."""
+
+    bias_E: NDArray[np.float64]
+    state: State
+
+
+class Layer:
+    """Counts, bias and memory of one layer.
+
+    Parameters
+    ----------
+    name, label : str
+        Path in the model, and the short name for logs.
+    bias : BiasSlot or int
+        The tensor in a model that holds the bias; or the number of experts, for a layer whose model is not known here.
+    rule : Rule
+    target : array_like, shape (E,), optional
+        Loads wanted, up to a common factor; equal ones if not given.
+    """
+
+    def __init__(self, name: str, label: str, bias: BiasSlot | int, rule: Rule, target: ArrayLike | None) -> None:
+        self.name = name
+        self.label = label
+        self.slot = bias if isinstance(bias, BiasSlot) else None
+        self.num_experts = bias.num_experts if isinstance(bias, BiasSlot) else bias
+        self.weight_E = _check_target(target, self.num_experts, name)
+        self.picks = PickCounter(name, self.num_experts)
+        self.frozen = False
+        self.state = rule.init(self.num_experts)
+        self.total_E = np.zeros(self.num_experts, dtype=np.int64)
+        self.bias_E = np.zeros(self.num_experts)
+        self.read()
+        self.previous_bias_E = self.bias_E
+
+    def read(self) -> None:
+        """Take the model's bias as the master bias."""
+        if self.slot is not None:
+            self.bias_E = self.slot.read()
+
+    def count(self, module: nn.Module, picks: torch.Tensor, padding: Padding) -> None:
+        """Add the picks of one forward pass, unless it is an evaluation or a recomputation."""
+        if module.training and not padding.paused and not _inside_backward():
+            self.picks.add(picks, padding.real_T)
+
+    def counts(self, device: torch.device) -> torch.Tensor:
+        """What this rank has counted, one vector of integers."""
+        return self.picks.total(device)
+
+    def read_counts(self, counts: torch.Tensor) -> Counted:
+        """The same, summed over ranks, in its parts."""
+        *_, num_faulty = counts.tolist()
+        return Counted(counts[: self.num_experts].numpy(), num_faulty)
+
+    def clear(self) -> None:
+        """Forget what has been counted."""
+        self.picks.clear()
+
+    def refuse_faulty(self, counted: Counted) -> None:
+        """ValueError if some of the picks cannot be right."""
+        if counted.num_faulty:
+            raise ValueError(
+                f"{counted.num_faulty} of the picks counted for {self.name} cannot be right: a token picks different "
+                f"experts, as many as every other token, numbered 0 to {self.num_experts - 1}. See whether "
+                "describe_router points at the picks, or whether add_loads got whole numbers; discard() clears them"
+            )
+
+    def move(self, counted: Counted, rule: Rule, t: int) -> Move:
+        """One step of the rule; ValueError if it leads to a bias that is not finite."""
+        if self.frozen:
+            return Move(self.bias_E, self.state)
+        target_E = counted.load_E.sum() * self.weight_E / self.weight_E.sum()
+        bias_E, state = rule.step(self.bias_E, Observation(t, target_E, load_E=counted.load_E), self.state)
+        return Move(check_bias(bias_E, self.num_experts, name=f"the bias of {self.name} after step {t}"), state)
+
+    def apply(self, move: Move, counted: Counted) -> None:
+        """Take a step, and put the bias into the model."""
+        self.previous_bias_E = self.bias_E
+        self.bias_E, self.state = move
+        self.total_E = self.total_E + counted.load_E
+        self.write()
+
+    def write(self) -> None:
+        """Put the master bias into the model, if there is one."""
+        if self.slot is not None:
+            self.slot.write(self.bias_E)
+
+    def report(self, counted: Counted) -> LayerReport:
+        """The layer's part of a step's report."""
+        return LayerReport(
+            self.name,
+            self.label,
+            counted.load_E,
+            self.total_E,
+            self.bias_E.copy(),
+            previous_bias_E=self.previous_bias_E,
+            target_E=self.weight_E,
+            top_k=self.picks.top_k,
+        )
+
+    def save(self) -> dict[str, Any]:
+        """What `restore` takes, in tensors, numbers and text."""
+        return {
+            "bias": torch.from_numpy(self.bias_E.copy()),
+            "total_load": torch.from_numpy(self.total_E.copy()),
+            "rule_state": pack(self.state),
+            "frozen": self.frozen,
+        }
+
+    def check_saved(self, saved: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int64], State, bool]:
+        """Bias, summed loads, the rule's memory and whether it is frozen, out of `save`; ValueError if they do not fit."""
+        refuse_missing({"bias", "total_load", "rule_state", "frozen"}, saved, f"state of layer {self.name!r}")
+        bias_E = self._saved(saved, "bias", torch.float64)
+        check_bias(bias_E, self.num_experts, name=f"the saved bias of layer {self.name!r}")
+        total_E = self._saved(saved, "total_load", torch.int64)
+        return bias_E, total_E, unpack(saved["rule_state"], self.state), bool(saved["frozen"])
+
+    def restore(self, saved: tuple[NDArray[np.float64], NDArray[np.int64], State, bool]) -> None:
+        """Go on from what `check_saved` returned; counts start from zero."""
+        self.bias_E, self.total_E, self.state, self.frozen = saved
+        self.clear()
+        self.write()
+
+    def _saved(self, saved: Mapping[str, Any], key: str, dtype: torch.dtype) -> NDArray[Any]:
+        tensor = saved[key]
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.shape != (self.num_experts,):
+            what = (
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+            )
+            raise ValueError(
+                f"{key} of layer {self.name!r} in state is {what}; this model has {self.num_experts} experts there, "
+                f"and state_dict() saves {dtype} of shape ({self.num_experts},)"
+            )
+        return tensor.cpu().numpy().copy()
+
+
+def watch(router: Router, layer: Layer, padding: Padding) -> list[Any]:
+    """Count a router's picks from now on: hooks, first in line, so that they see what the router chose."""
+    layout, module = router.layout, router.watched
+    if layout.topk:
+        return TopKWatcher(layer.num_experts, lambda module, _, picks: layer.count(module, picks, padding)).attach(
+            module
+        )
+    if layout.argument is not None:
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            layer.count(module, router.picks(args, kwargs), padding)
+
+        return [module.register_forward_pre_hook(LocalHook(before), prepend=True, with_kwargs=True)]
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        layer.count(module, output[layout.output], padding)
+
+    return [module.register_forward_hook(LocalHook(after), prepend=True)]
+
+
+def refuse_missing(expected: set[str], saved: Mapping[str, Any], name: str) -> None:
+    """ValueError if a saved mapping lacks a key."""
+    missing = sorted(expected - set(saved))
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}; it was not saved whole")
+
+
+def _check_target(target: ArrayLike | None, num_experts: int, name: str) -> NDArray[np.float64]:
+    """The target, or equal loads."""
+    if target is None:
+        return np.ones(num_experts)
+    target_E = np.asarray(target, dtype=np.float64)
+    if target_E.shape != (num_experts,) or not np.isfinite(target_E).all() or target_E.min() <= 0:
+        raise ValueError(
+            f"target of layer {name!r} is {target_E.tolist()}; pass {num_experts} positive numbers, the loads wanted up "
+            "to a common factor"
+        )
+    return target_E
+
+
+def _inside_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread.
+
+    A forward pass in there is a recomputation under activation checkpointing, whose tokens have been counted:
+    with and without ``use_reentrant``, and in the checkpoint functions of other libraries. Gradient mode would not
+    tell: the first pass of the reentrant kind runs without it, the recomputations of both with it. It is how
+    ``torch.utils.checkpoint`` itself knows one backward pass from another.
+    """
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -1,0 +1,109 @@
+"""What a step of the balancer did, layer by layer, as numbers one logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alflb import metrics
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReport:
+    """One layer at one step: the loads its bias produced, and the bias the rule made of them.
+
+    Examples
+    --------
+    >>> layer = LayerReport("mlp", "layer_00", np.array([3, 0, 3]), np.array([6, 6, 6]), np.array([-0.5, 0.5, -0.5]))
+    >>> layer.numbers()
+    {'max_vio': 0.5, 'max_vio_global': 0.0, 'bias_spread': 1.0, 'dead_experts': 1, 'dead_experts_global': 0}
+    """
+
+    name: str
+    """Path of the router's block in the model."""
+    label: str
+    """Short name for logs: "layer_03"."""
+    load_E: NDArray[np.int64]
+    """Tokens per expert in this step, over all micro-batches and ranks."""
+    total_E: NDArray[np.int64]
+    """The same summed over steps, since attach or the last `LoadBalancer.reset_totals`."""
+    bias_E: NDArray[np.float64]
+    """The bias after this step, score units."""
+    previous_bias_E: NDArray[np.float64] | None = None
+    """The bias that led to these loads."""
+    target_E: NDArray[np.float64] | None = None
+    """Loads wanted, up to a common factor; None for equal ones."""
+    top_k: int | None = None
+    """Experts per token, where it is known."""
+
+    @property
+    def max_vio(self) -> float:
+        """MaxVio_batch: the largest load / target of this step, less 1 (Wang et al., arXiv 2408.15664)."""
+        return _max_vio(self.load_E, self.target_E)
+
+    @property
+    def max_vio_global(self) -> float:
+        """MaxVio_global: the same of the summed loads."""
+        return _max_vio(self.total_E, self.target_E)
+
+    @property
+    def bias_spread(self) -> float:
+        """max(bias) - min(bias), score units."""
+        return float(np.ptp(self.bias_E))
+
+    @property
+    def dead_experts(self) -> int:
+        """Experts without a token in this step."""
+        return int(np.count_nonzero(self.load_E == 0))
+
+    @property
+    def dead_experts_global(self) -> int:
+        """Experts without a token in all steps summed."""
+        return int(np.count_nonzero(self.total_E == 0))
+
+    def numbers(self) -> dict[str, float]:
+        """All of them by name."""
+        return {
+            "max_vio": self.max_vio,
+            "max_vio_global": self.max_vio_global,
+            "bias_spread": self.bias_spread,
+            "dead_experts": self.dead_experts,
+            "dead_experts_global": self.dead_experts_global,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """One step of the balancer: its number t = 1, 2, ... and every layer that saw tokens in it."""
+
+    step: int
+    layers: tuple[LayerReport, ...]
+
+    def as_dict(self, prefix: str = "alflb") -> dict[str, float]:
+        """A flat dict as TensorBoard and W&B take it: every layer's numbers, and mean and worst MaxVio.
+
+        Examples
+        --------
+        >>> layer = LayerReport("mlp", "layer_00", np.array([3, 1]), np.array([3, 1]), np.array([-0.5, 0.5]))
+        >>> report = StepReport(1, (layer,)).as_dict()
+        >>> report["alflb/layer_00/max_vio"], report["alflb/max_vio_mean"]
+        (0.5, 0.5)
+        """
+        flat = {
+            f"{prefix}/{layer.label}/{name}": value for layer in self.layers for name, value in layer.numbers().items()
+        }
+        for name in ("max_vio", "max_vio_global"):
+            values = [getattr(layer, name) for layer in self.layers]
+            if values:  # a pipeline stage may have no layer that saw tokens
+                flat[f"{prefix}/{name}_mean"] = float(np.mean(values))
+                flat[f"{prefix}/{name}_max"] = float(np.max(values))
+        flat[f"{prefix}/dead_experts"] = sum(layer.dead_experts for layer in self.layers)
+        return flat
+
+
+def _max_vio(load_E: NDArray[np.int64], target_E: NDArray[np.float64] | None) -> float:
+    if target_E is None:
+        return float(metrics.max_vio(load_E))
+    return float(metrics.max_vio(load_E, load_E.sum() * target_E / target_E.sum()))

@@ -1,0 +1,278 @@
+"""`train_moe` at its smallest: what is computed by hand, what repeats, what a resumed run forgets (nothing)."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from alflb import AssignmentProblem, read_trace, solve_exact
+from alflb.cli.app import app as alflb_app
+from alflb.problem import target_load_E
+from alflb.rules import Observation
+from experiments import train_moe
+from experiments._moe_settings import SIZES, Arm
+from experiments._text import Document, build_corpus
+from tests._extras import require
+
+torch = require("torch")
+require("transformers")
+moe = require("experiments._moe_training")
+
+SMALLEST = dataclasses.replace(
+    SIZES["smoke"], layers=2, num_steps=6, sequence=32, sequences_per_step=4, sequences_per_forward=4,
+    evaluation_tokens=512, trace_tokens=256,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return train_moe._known_corpus("package", SMALLEST.vocab_size)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def trainer(corpus, arm="none", seed=0, **changes):
+    return moe.Trainer(dataclasses.replace(SMALLEST, **changes), Arm.parse(arm), corpus, seed)
+
+
+def biases(run):
+    return {layer: run.routers.bias_E(layer) for layer in run.routers.gates}
+
+
+def test_smoke_repeats_to_the_last_bit_and_differs_by_seed():
+    cell = {"size": "smoke", "arm": "sign:0.01", "corpus": "package"}
+    rows = train_moe.run(cell, 0)
+    assert train_moe.run(cell, 0) == rows
+    (summary,) = [row for row in rows if row["kind"] == "run"]
+    assert summary["tokens_trained"] == 20 * 512
+    assert len(summary["training_loss"]) == 20
+    assert summary["training_loss"][-1] < summary["training_loss"][0] < math.log(512) + 0.1
+    assert [len(row["max_vio"]) for row in rows if row["kind"] == "layer"] == [20, 20]
+    assert [(row["step"], row["layer"]) for row in rows if row["kind"] == "look"] == [
+        (step, layer) for step in (4, 10, 20) for layer in (1, 2)
+    ]
+    (other,) = [row for row in train_moe.run(cell, 1) if row["kind"] == "run"]
+    assert other["training_loss"] != summary["training_loss"]
+
+
+def test_arms_of_a_seed_start_from_the_same_model_and_batches(corpus):
+    first = {}
+    for arm in ("none", "aux:0.01", "sign:0.01", "qb"):
+        run = trainer(corpus, arm)
+        run.train(1)
+        first[arm] = run.history.training_loss[0], run.history.max_vio[1][0]
+    assert len(set(first.values())) == 1
+
+
+def test_auxiliary_loss_by_hand():
+    scores_TE = np.array([[0.8, 0.4, 0.2], [0.6, 0.3, 0.1], [0.5, 0.25, 0.5]])
+    logits_TE = torch.tensor(np.log(scores_TE / (1 - scores_TE)), requires_grad=True)
+    loss = moe.auxiliary_loss(logits_TE, torch.tensor([[0], [0], [2]]))
+    share_E = (scores_TE / scores_TE.sum(axis=1, keepdims=True)).mean(axis=0)
+    assert float(loss.detach()) == pytest.approx(3 * (2 / 3 * share_E[0] + 1 / 3 * share_E[2]))
+    loss.backward()
+    assert (logits_TE.grad[:, 0] > 0).all()  # descent lowers the overloaded expert's scores
+    assert (logits_TE.grad[:, 1] < 0).all()  # and raises the unused one's
+    balanced = moe.auxiliary_loss(torch.randn(6, 3), torch.tensor([[0], [1], [2], [0], [1], [2]]))
+    assert float(balanced) == pytest.approx(1.0)
+
+
+def test_only_the_auxiliary_arm_has_its_gradient(corpus):
+    weights = {}
+    for arm in ("none", "aux:0", "aux:0.1"):
+        run = trainer(corpus, arm)
+        run.train(2)
+        weights[arm] = run.routers.gates[1].weight.detach().clone()
+    assert torch.equal(weights["none"], weights["aux:0"])
+    assert not torch.equal(weights["none"], weights["aux:0.1"])
+
+
+def test_loads_of_hooks_and_balancer_agree_and_the_bias_is_the_rules(corpus):
+    """The routers' own hooks count apart from the balancer's; replayed through the rule they give its biases."""
+    run = trainer(corpus, "proportional:0.05:inverse_sqrt", layers=3)
+    rule = run.arm.rule(SMALLEST.num_steps)
+    expected = {layer: np.zeros(16) for layer in run.routers.gates}
+    balance, heard = run.balance.step, []
+    run.balance.step = lambda routing: (heard.append({k: r.load_E() for k, r in routing.items()}), balance(routing))
+    run.train(4)
+    for t, loads in enumerate(heard, start=1):
+        for layer, load_E in loads.items():
+            assert load_E.sum() == 128 * 2
+            expected[layer], _ = rule.step(
+                expected[layer], Observation(t, target_load_E(128, 16, 2), load_E=load_E), ()
+            )
+    for layer, bias_E in biases(run).items():
+        assert np.ptp(bias_E) > 0
+        assert np.array_equal(bias_E, expected[layer].astype(np.float32))
+
+
+def test_quantile_balancing_sets_the_next_bias_by_this_batch(corpus):
+    run = trainer(corpus, "qb")
+    heard = {}
+    balance = run.balance.step
+    run.balance.step = lambda routing: (heard.update(routing), balance(routing))
+    run.train(1)
+    rule = Arm.parse("qb").rule(1)
+    seen = Observation(1, target_load_E(128, 16, 2), scores_TE=heard[1].scores_TE, top_k=2)
+    expected_E, _ = rule.step(np.zeros(16), seen, ())
+    assert np.array_equal(biases(run)[1], expected_E.astype(np.float32))
+
+
+def test_without_a_rule_the_bias_stays(corpus):
+    for arm in ("none", "aux:0.01"):
+        run = trainer(corpus, arm)
+        run.train(2)
+        assert not biases(run)[1].any()
+
+
+@pytest.mark.parametrize("arm", ["sign:0.01:inverse_sqrt", "ema:0.01", "qb", "aux:0.01"])
+def test_a_resumed_run_is_the_uninterrupted_one(corpus, arm, tmp_path):
+    path = tmp_path / "half.pt"
+    whole, _ = moe.measure(SMALLEST, Arm.parse(arm), corpus, 3)
+    half = trainer(corpus, arm, seed=3)
+    half.train(3)
+    moe._look(half, None)  # the one look before step 6 of 6 that a run of six steps has at step 3
+    half.history.looks[:0] = [row for row in _looks(whole) if row["step"] == 1]
+    half.save(path)
+    files = moe.Files(checkpoint=path, checkpoint_every=3, resume=True)
+    resumed, _ = moe.measure(SMALLEST, Arm.parse(arm), corpus, 3, files=files)
+    assert resumed == whole
+    assert not path.exists()  # a finished run needs no checkpoint
+
+
+def _looks(rows):
+    return [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == "look"]
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(corpus, tmp_path):
+    path = tmp_path / "run.pt"
+    run = trainer(corpus, "sign:0.01")
+    run.train(1)
+    run.save(path)
+    with pytest.raises(ValueError, match=r"run\.pt belongs to .*sign:0\.01.* not to .*sign:0\.1"):
+        trainer(corpus, "sign:0.1").load(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"run\.pt is not a whole checkpoint .*delete it"):
+        trainer(corpus, "sign:0.01").load(path)
+
+
+def test_accumulated_gradients_see_the_same_tokens(corpus):
+    whole, parts = trainer(corpus, "aux:0.01"), trainer(corpus, "aux:0.01", sequences_per_forward=1)
+    whole.train(1)
+    parts.train(1)
+    assert parts.history.max_vio == whole.history.max_vio
+    assert parts.history.training_loss == pytest.approx(whole.history.training_loss, rel=1e-5)
+
+
+def test_bfloat16_weights_keep_float32_masters_and_biases(corpus):
+    run = trainer(corpus, "sign:0.001", precision="bfloat16", learning_rate=1e-5)
+    before = [master.clone() for _, master in run.masters]
+    run.train(2)
+    assert {weight.dtype for weight in run.model.parameters()} == {torch.bfloat16}
+    assert {master.dtype for _, master in run.masters} == {torch.float32}
+    assert any(not torch.equal(master, old) for (_, master), old in zip(run.masters, before, strict=True))
+    assert all(torch.equal(weight, master.bfloat16()) for weight, master in run.masters)
+    assert run.routers.gates[1].e_score_correction_bias.dtype == torch.float32
+    assert set(np.unique(biases(run)[1])) <= {np.float64(np.float32(k * 1e-3)) for k in range(-2, 3)}
+
+
+def test_evaluation_changes_nothing(corpus):
+    run, same = trainer(corpus, "sign:0.01"), trainer(corpus, "sign:0.01")
+    run.train(2)
+    run.evaluate()
+    run.train(4)
+    same.train(4)
+    assert run.history.training_loss == same.history.training_loss
+    assert np.array_equal(biases(run)[1], biases(same)[1])
+
+
+def test_price_of_the_optimal_bias_is_nothing():
+    scores_TE = np.random.default_rng(0).integers(0, 1024, (64, 8)).astype(np.float32) / 1024
+    optimum = solve_exact(AssignmentProblem(scores_TE, 2))
+    trace = moe.RouterTrace(scores_TE, 2, optimum.bias_E)
+    priced = moe.price(trace)
+    assert priced["gap"] == pytest.approx(0.0, abs=1e-12)
+    assert priced["correlation"] == pytest.approx(1.0)
+    assert priced["bias_spread"] == priced["optimal_spread"]
+    unbiased = moe.price(dataclasses.replace(trace, bias_E=np.zeros(8)))
+    assert unbiased["correlation"] is None
+    assert unbiased["affinity"] > 1.0  # unbalanced loads can collect more than the balanced optimum
+    assert unbiased["gap"] == pytest.approx(unbiased["affinity"] - 1.0)  # at bias 0 both are top-K of the scores
+
+
+def test_epochs_take_every_block_once(corpus):
+    size = dataclasses.replace(SMALLEST, sequences_per_step=2)
+    batches = moe.Batches(np.arange(32 * 7, dtype=np.int32), size, seed=0)
+    epochs = [[batches(step) for step in range(3 * epoch + 1, 3 * epoch + 4)] for epoch in range(2)]
+    for epoch in epochs:
+        starts = np.concatenate(epoch)[:, 0]
+        assert len(set(starts.tolist())) == 6  # of seven blocks, three steps of two
+        assert (starts % 32 == 0).all()
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert np.array_equal(batches(2), moe.Batches(np.arange(32 * 7, dtype=np.int32), size, seed=0)(2))
+
+
+def test_too_little_text_is_said():
+    few = build_corpus([Document(str(i), f"a few words, {i}. " * 30) for i in range(4)], vocab_size=300)
+    with pytest.raises(ValueError, match=r"the training text has .* give more text"):
+        moe.Trainer(dataclasses.replace(SMALLEST, sequences_per_step=400), Arm.parse("none"), few, 0)
+    run = moe.Trainer(dataclasses.replace(SMALLEST, sequence=8), Arm.parse("none"), few, 0)
+    with pytest.raises(ValueError, match=r"the validation text has .* give more text"):
+        run.evaluate()
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("tiny", 4.5e6, 5.5e6), ("small", 8e7, 1.2e8), ("1b", 0.9e9, 1.2e9)])
+def test_sizes_are_as_large_as_they_are_called(name, low, high):
+    assert low < moe.count_parameters(SIZES[name], SIZES[name].vocab_size) < high
+
+
+def test_command_line_from_files_to_priced_traces(tmp_path):
+    texts = []
+    for document in train_moe._own_source()[:40]:
+        texts.append(tmp_path / document.name.replace("/", "_"))
+        texts[-1].write_text(document.text)
+    out = tmp_path / "out"
+    arguments = ["--size", "smoke", "--arms", "none,sign:0.01", "--seeds", "1", "--steps", "3", "--no-shakespeare"]
+    arguments += ["--traces", "--checkpoint-every", "1", "--resume", "--out", str(out)]
+    arguments += [part for path in texts for part in ("--text", str(path))]
+    done = CliRunner().invoke(train_moe.app, arguments)
+    assert done.exit_code == 0, done.output
+    rows = train_moe.read_results(out / "smoke.json")
+    assert {row["arm"] for row in rows} == {"none", "sign:0.01"}
+    assert not any("second" in key for row in rows for key in row)  # speed is no part of what repeats
+    speed = json.loads((out / "speed" / "smoke_none_seed0.json").read_text())
+    assert speed["tokens"] == 3 * 512
+    assert (out / "smoke.png").stat().st_size > 1000
+    file = out / "traces" / "sign-0.01_seed0_layer1_step3.npz"
+    trace = read_trace(file)
+    assert trace.scores_TE.shape == (1024, 16)
+    looks = {(row["arm"], row["step"], row["layer"]): row for row in rows if row["kind"] == "look"}
+    assert moe.price(trace)["gap"] == looks["sign:0.01", 3, 1]["gap"]
+    solved = CliRunner().invoke(alflb_app, ["solve", str(file), "--json"])
+    assert solved.exit_code == 0, solved.output
+    again = CliRunner().invoke(train_moe.app, ["--redraw", str(out / "smoke.json")])
+    assert again.exit_code == 0, again.output
+    assert "arm sign:0.01" in again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "none,sing:0.01"], "unknown rule 'sing'"),
+        (["--size", "large"], "unknown size 'large'"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--no-shakespeare"], "there are 0 documents"),
+        (["--no-shakespeare", "--text", "nowhere.txt"], "nowhere.txt does not exist"),
+    ],
+)
+def test_command_line_refuses_before_it_trains(arguments, message, tmp_path):
+    done = CliRunner().invoke(train_moe.app, [*arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
