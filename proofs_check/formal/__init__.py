@@ -121,9 +121,16 @@ class CoqError(RuntimeError):
     """A file that Coq refuses, with its message."""
 
 
+@cache
 def available() -> bool:
-    """Whether Coq is installed."""
-    return shutil.which("coqc") is not None
+    """Whether Coq and the libraries that the proofs use are installed."""
+    if shutil.which("coqc") is None:
+        return False
+    try:
+        run_coq("libraries", "From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint rat zify ring.")
+    except CoqError:
+        return False
+    return True
 
 
 def prove(theorems: Iterable[Theorem]) -> list[Proof]:
@@ -132,7 +139,7 @@ def prove(theorems: Iterable[Theorem]) -> list[Proof]:
     Raises
     ------
     CoqError
-        If a file does not compile: a proof has failed, or MathComp is missing.
+        If a file does not compile: a proof has failed.
     """
     chosen = tuple(theorems)
     seconds = {one.file: compiled(one.file) for one in chosen}
