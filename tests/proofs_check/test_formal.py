@@ -122,7 +122,7 @@ def test_the_definitions_are_those_of_the_library():
 
 
 DEFINITIONS = {
-    "D without targets": ("L k * p k", "p k", "D(p)"),
+    "targets squared": ("L k * p k", "L k * (L k * p k)", "D(p)"),
     "a step the wrong way": ("p k + eps * (L k", "p k - eps * (L k", "proportional step"),
     "open windows": ("<= a + w", "< a + w", "multiplicity"),
 }
