@@ -116,6 +116,18 @@ def test_an_expert_one_quantum_worse_is_no_tie():
     assert prove(prices=[0, 0, 0], target=[1, 2, 1], units=(0, 1)) is None
 
 
+@pytest.mark.parametrize(
+    ("scores", "top_k", "target", "units"),
+    [
+        ([2.0, 2.0, 1.0], 1, [0, 0, 1], (0, 0, 1)),  # the pick of a tie goes to an expert one quantum below it
+        ([3.0, 2.0, 2.0], 2, [0, 1, 1], (0, 1, 1)),  # both do, and the expert one quantum above goes without
+    ],
+)
+def test_listed_units_decide_among_tied_experts_only(scores, top_k, target, units):
+    one = {"scores": np.array([scores]), "top_k": top_k, "prices": [0, 0, 0], "tokens": (0,), "entries": ((0, 1, 2),)}
+    assert prove(target=target, units=units, **one) is None
+
+
 def test_digits_below_the_quantum_show_whichever_chunk_holds_them(monkeypatch):
     monkeypatch.setattr(sources, "CHUNK", 2)
     for token in range(4):

@@ -27,7 +27,7 @@ from alflb.exact.streaming.passes import (
 )
 from alflb.exact.streaming.repair import Repair, balance_by_swaps, bin_edges, reassign_closest
 from alflb.exact.streaming.results import MapBatches, Pass, StreamingSolution, relative_gap
-from alflb.exact.units import target_units
+from alflb.exact.units import NeededScores, target_units
 from alflb.problem import AssignmentProblem, FloatArray, check_target, check_top_k
 
 FloatVector = NDArray[np.float64]
@@ -231,10 +231,10 @@ def _prepare(
     target_E = check_target(problem.target_E, num_tokens, num_experts, top_k)
     target_units_E, unit = target_units(target_E, num_tokens, top_k)
     dtype = survey.sample_ME.dtype
-    if survey.largest >= np.finfo(dtype).max * _HEADROOM:
+    if survey.largest > min(NeededScores.of(survey.sample_ME, top_k).limit, float(np.finfo(dtype).max) * _HEADROOM):
         raise ValueError(
-            f"scores as large as {survey.largest:.3g} leave {dtype} biases no room "
-            f"({value_range(survey.sample_ME)}, or divide all scores by 2^30)"
+            f"scores as large as {survey.largest:.3g} in size leave the others no digits: a sample has "
+            f"{value_range(survey.sample_ME)}; or solve the pooled problem with solve_exact, which takes any size"
         )
     sample_ME = survey.sample_ME.astype(np.float64)
     typical = float(np.mean(np.abs(sample_ME[np.isfinite(sample_ME)])))
