@@ -17,6 +17,10 @@ from experiments._problems import static_problem
 from experiments._statistics import mean_interval
 
 CLAIM = "An annealed step reaches exact balance and the LP optimum; a constant one stops at a floor proportional to it."
+VERDICT = (
+    "Supported where the rule arrives; with u = 1e-3 a decaying step does not arrive within 500 steps, and a "
+    "constant one ends closer."
+)
 
 SCHEDULES = ("constant", "inverse_sqrt", "linear")
 STEP_SIZES = (1e-3, 1e-2, 1e-1)
@@ -159,9 +163,3 @@ def _best_mean(rows: list[Row], column: str) -> float | None:
         arms.setdefault((row["schedule"], row["step_size"]), []).append(row[column])
     means = [float(np.mean([n for n in steps if n])) for steps in arms.values() if None not in steps]
     return min(means) if means else None
-
-
-VERDICT = (
-    "Supported where the rule arrives; with u = 1e-3 a decaying step does not arrive within 500 steps, and a "
-    "constant one ends closer."
-)

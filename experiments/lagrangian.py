@@ -18,6 +18,10 @@ from experiments._problems import static_problem
 from experiments._statistics import mean_interval
 
 CLAIM = "Every step of ALF-LB lowers the Lagrangian, as the first versions of arXiv 2512.03915 have it."
+VERDICT = (
+    "Refuted: on real scores the sign rule raises D on up to half of its steps; the condition of version 3 "
+    "predicts every rise."
+)
 
 STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 GRID = [
@@ -150,9 +154,3 @@ def _draw_shares(axis: Axes, rows: list[Row]) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set(xlabel="step size u (score units)", ylabel="steps on which D rose", title="How often D rises")
     axis.legend(fontsize=6.5, loc="upper left")
-
-
-VERDICT = (
-    "Refuted: on real scores the sign rule raises D on up to half of its steps; the condition of version 3 "
-    "predicts every rise."
-)

@@ -33,6 +33,9 @@ from experiments._statistics import Estimate, mean_interval
 from experiments._text import Corpus, Document, build_corpus, file_documents, shakespeare_documents, sotu_documents
 
 CLAIM = "In training, the sign rule balances experts better than an auxiliary loss does, and costs no validation loss."
+VERDICT = (
+    "Supported in balance; in validation loss no difference from an auxiliary loss is seen beyond the noise of 3 seeds."
+)
 
 ARMS = (
     "none",
@@ -408,6 +411,3 @@ def _common_seeds(runs: _Runs) -> list[int]:
 
 if __name__ == "__main__":
     app()
-VERDICT = (
-    "Supported in balance; in validation loss no difference from an auxiliary loss is seen beyond the noise of 3 seeds."
-)

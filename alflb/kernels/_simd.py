@@ -23,18 +23,22 @@ from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models, register_default
 from numba.extending import intrinsic, register_jitable
+from numba.np.numpy_support import as_dtype
 
 WIDTH = 16
 """Numbers in a vector variable: a register of float32 with AVX-512, two or four on smaller machines."""
-REGISTER_BYTES = 64
 
 _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _HAS_AVX512 = "+avx512f" in (get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES)
 
 
 def register_lanes(dtype: np.dtype[Any]) -> int:
-    """Numbers of this dtype in a register."""
-    return REGISTER_BYTES // dtype.itemsize
+    """Numbers of this dtype in a register of the allocator.
+
+    Without AVX-512 two real registers serve as one for float64, but not for float32: a sorting network of 16 lanes
+    then needs more registers than there are.
+    """
+    return 16 if dtype == np.float32 and _HAS_AVX512 else 8
 
 
 def in_llvm(twin: Callable[..., Any], *, literal: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -55,7 +59,7 @@ def in_llvm(twin: Callable[..., Any], *, literal: bool = False) -> Callable[[Cal
 def register_type(dtype):
     """The LLVM type of one full register of this numba dtype."""
     element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-    return ir.VectorType(element, REGISTER_BYTES * 8 // dtype.bitwidth)
+    return ir.VectorType(element, register_lanes(as_dtype(dtype)))
 
 
 def address(context, builder, array_type, array, index, pointee):

@@ -241,6 +241,7 @@ def _headline(result: StudyResult) -> Row:
         "best_step_size": figures.step_words(best),
         "best_max_vio": best["max_vio_tail"],
         "tie_floor": tie_floor,
+        "tie_tokens": round(tie_floor * optimum["top_k"] * optimum["num_tokens"] / optimum["num_experts"], 2),
         "best_affinity_over_lp": best["affinity_tail"] / lp_value,
         "best_relative_gap": gap,
         "portrait_arm": figures.arm_name(portrait),
@@ -448,6 +449,7 @@ def _environment() -> Environment:
     )
     environment.filters["sci"] = two_digits
     environment.filters["gap"] = gap_words
+    environment.filters["off"] = lambda ratio: f"{100 * (ratio - 1):+.1g} %"
     environment.filters["pct"] = lambda value: f"{100 * value:.4g} %"
     environment.filters["num"] = lambda value: f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
     return environment
