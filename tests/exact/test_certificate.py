@@ -93,6 +93,16 @@ def test_one_token_too_few_is_not_made_up_for_by_another():
     assert prove(units=(1, 1, 0, 0), **tied) is None
 
 
+@pytest.mark.parametrize(
+    ("top_k", "target", "units"),
+    [(1, [1, 1, 0], (1, 1, -1, 0, 0, 1)), (2, [2, 1, 1], (2, 0, 0, 0, 1, 1))],
+)
+def test_shares_of_impossible_size_are_not_made_up_for_by_another_token(top_k, target, units):
+    """All sums are right; one share is below 0, or above 1."""
+    tied = {"scores": np.ones((2, 3)), "prices": [0, 0, 0], "tokens": (0, 1), "entries": ((0, 1, 2), (0, 1, 2))}
+    assert prove(top_k=top_k, target=target, units=units, **tied) is None
+
+
 def test_split_picks_are_checked_like_whole_ones():
     scores = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
     tied = {"scores": scores, "prices": [0, 0, 0], "unit": 2, "tokens": (0, 1), "entries": ((0, 1), (0, 1))}
