@@ -1,6 +1,6 @@
 """Stage 1: guess the optimal bias from a sample, by damped quantile steps.
 
-Given the other biases, the exact minimiser of D in p_k alone is p_k minus the L_k-th largest margin of expert k
+Given the other biases, the exact minimizer of D in p_k alone is p_k minus the L_k-th largest margin of expert k
 (see `row_kernels` for margins). All experts take that step at once, damped, since they answer one another. The
 first steps use a few hundred rows and a window as wide as the scores; then rows are added by factors of four, and
 the windows shrink to what the sampling error leaves open.

@@ -131,7 +131,7 @@ def collect_undecided(  # type: ignore[no-untyped-def]
             end_R[num_rows] = num_entries
             num_rows += 1
             for entry in range(start, num_entries):
-                score_N[entry] = _quantised(flat[token * num_experts + expert_N[entry]], per_unit)
+                score_N[entry] = _quantized(flat[token * num_experts + expert_N[entry]], per_unit)
             continue
         if picks > 0:
             for entry in range(start, num_entries):
@@ -393,12 +393,12 @@ def _add_price(flat, start, num_experts, per_unit, price_P, biased):  # type: ig
     for k in range(whole, num_experts):
         scaled = np.float64(flat[start + k]) * per_unit
         off |= np.uint64(np.rint(scaled) != scaled)
-        biased[k] = _quantised(flat[start + k], per_unit) + price_P[k]
+        biased[k] = _quantized(flat[start + k], per_unit) + price_P[k]
     return off == 0
 
 
 @jit
-def _quantised(score, per_unit):  # type: ignore[no-untyped-def]
+def _quantized(score, per_unit):  # type: ignore[no-untyped-def]
     scaled = np.rint(np.float64(score) * per_unit)
     return np.int64(scaled) if scaled > -np.inf else np.int64(FORBIDDEN)
 
