@@ -44,7 +44,9 @@ kernelspec: {{name: python3, display_name: Python 3, language: python}}
 
 # {name}
 
-{claim}
+**Claim put to the test**: {claim}
+
+**Verdict, at full size**: {verdict}
 
 Smoke size, executed when these pages were built: it shows what is drawn and how, and judges nothing.
 {pointer}
@@ -85,12 +87,14 @@ for finding in experiment.findings(rows)[:6]:
 _GALLERY_PAGE_UNEXECUTED = """\
 # {name}
 
-{claim}
+**Claim put to the test**: {claim}
+
+**Verdict, at full size**: {verdict}
 
 It needs {needs}, so it is not executed when these pages are built: the figure is that of
 [its page](../experiments/{name}.md).
 
-![{claim}](../experiments/figures/{name}.png)
+![Figure of the experiment {name}. {verdict}](../experiments/figures/{name}.png)
 
 :::{{dropdown}} The experiment, `experiments/{name}.py`
 ```{{literalinclude}} ../../experiments/{name}.py
@@ -122,7 +126,9 @@ _GALLERY_CARD = """\
 :link: {name}
 :link-type: doc
 
-{claim}
+*Claim*: {claim}
+
+*Verdict*: {verdict}
 :::
 """
 
@@ -133,7 +139,7 @@ def write_pages(app: Sphinx) -> None:
     _write(source / "reference" / "cli.md", _command_line())
     _write(source / "reference" / "names.md", _names())
     names = _runner.experiment_names()
-    cards = "\n".join(_GALLERY_CARD.format(name=name, claim=_runner.load(name).CLAIM) for name in names)
+    cards = "\n".join(_GALLERY_CARD.format(name=name, **_claim_and_verdict(name)) for name in names)
     _write(source / "gallery" / "index.md", _GALLERY_INDEX.format(cards=cards, names="\n".join(names)))
     for name in names:
         _write(source / "gallery" / f"{name}.md", _gallery_page(name, source))
@@ -142,10 +148,16 @@ def write_pages(app: Sphinx) -> None:
 def _gallery_page(name: str, source: Path) -> str:
     module = _runner.load(name)
     if needs := getattr(module, "NEEDS", ()):
-        return _GALLERY_PAGE_UNEXECUTED.format(name=name, claim=module.CLAIM, needs=" and ".join(needs))
+        return _GALLERY_PAGE_UNEXECUTED.format(name=name, **_claim_and_verdict(name), needs=" and ".join(needs))
     page = source / "experiments" / f"{name}.md"
     pointer = f"The full size is on [its page](../experiments/{name}.md)." if page.exists() else ""
-    return _GALLERY_PAGE.format(name=name, claim=module.CLAIM, pointer=pointer, root=str(source.parent))
+    return _GALLERY_PAGE.format(name=name, **_claim_and_verdict(name), pointer=pointer, root=str(source.parent))
+
+
+def _claim_and_verdict(name: str) -> dict[str, str]:
+    """Both sentences of an experiment: no claim stands anywhere without what came of it."""
+    module = _runner.load(name)
+    return {"claim": module.CLAIM, "verdict": module.VERDICT}
 
 
 def _command_line() -> str:
