@@ -48,6 +48,8 @@ GRID = [{"part": "streams", **cell} for cell in leaderboard.GRID] + [
 ]
 SMOKE = [{"part": "streams", **cell, "num_steps": 64} for cell in leaderboard.SMOKE] + [{**GRID[-7], "num_steps": 64}]
 SEEDS = 4
+FIRST_SEED = 100
+"""Lower seeds were looked at while the rule was designed; the published rows are of seeds nobody had seen."""
 
 
 def cost(cell: Row) -> float:
@@ -57,7 +59,7 @@ def cost(cell: Row) -> float:
 
 def run(cell: Row, seed: int) -> list[Row]:
     """One row per arm: a rule at one value, `self_tuning` in one unit or with one constant changed."""
-    batches, top_k = leaderboard.record(cell, seed)
+    batches, top_k = leaderboard.record(cell, FIRST_SEED + seed)
 
     def score(rule: Rule, unit: float = 1.0) -> float:
         return _score([np.asarray(batch * unit) for batch in batches] if unit != 1.0 else batches, rule, top_k)
