@@ -147,7 +147,7 @@ def test_table_json_and_exit_code():
     done = run("--claim", "C1", "--instances", "30", "--json")
     assert done.exit_code == 0
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof"]
+    assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof", "all sizes"]
     assert all(row["passed"] and row["claim"] == "C1" for row in rows)
     done = run("--claim", "c5", "--budget", "3s")
     assert done.exit_code == 0
