@@ -58,34 +58,34 @@ def route_chunks(scores, routing, results, first, last, scratch):
     """
     num_experts = results.load_CE.shape[1]
     num_tokens = scores.size // num_experts
-    lanes, stride = scratch.sum_L.size, routing.bias_P.size
+    stride = routing.bias_P.size
+    block = scratch.tile.size // stride
     for chunk in range(first, last):
         scratch.load_P[:] = 0
         end = min((chunk + 1) * CHUNK, num_tokens)
-        for token in range(chunk * CHUNK, end, lanes):
-            rows = min(lanes, end - token)
-            if rows == lanes and num_experts == stride:
-                dual = route_block(scores, token * stride, rows, routing, results.experts_TK, token, scratch)
+        for token in range(chunk * CHUNK, end, block):
+            rows = min(block, end - token)
+            if rows == block and num_experts == stride:
+                dual = route_block(scores, token * stride, rows, routing, results, token, scratch)
             else:
                 copy_rows(scores, token * num_experts, rows, num_experts, stride, scratch.tile)
-                dual = route_block(scratch.tile, 0, rows, routing, results.experts_TK, token, scratch)
+                dual = route_block(scratch.tile, 0, rows, routing, results, token, scratch)
             results.dual_C[chunk] += dual
-            if results.margin_T.size > 0:
-                _write_margins(scratch.best_KL, routing.top_k, lanes, rows, results.margin_T, token)
         _write_loads(scratch.load_P, results.load_CE, chunk)
 
 
 @jit_borrowing
 def route_drawn_chunks(source, num_tokens, routing, results, first, last, scratch):
     """`route_chunks` for scores that are drawn a block at a time and never stored; no margins."""
-    lanes, stride = scratch.sum_L.size, routing.bias_P.size
+    stride = routing.bias_P.size
+    block = scratch.tile.size // stride
     for chunk in range(first, last):
         scratch.load_P[:] = 0
         end = min((chunk + 1) * CHUNK, num_tokens)
-        for token in range(chunk * CHUNK, end, lanes):
-            rows = min(lanes, end - token)
+        for token in range(chunk * CHUNK, end, block):
+            rows = min(block, end - token)
             draw_rows(source, token, rows, scratch.tile, stride)
-            results.dual_C[chunk] += route_block(scratch.tile, 0, rows, routing, results.experts_TK, token, scratch)
+            results.dual_C[chunk] += route_block(scratch.tile, 0, rows, routing, results, token, scratch)
         _write_loads(scratch.load_P, results.load_CE, chunk)
 
 
@@ -94,18 +94,19 @@ def route_chunks_in_nodes(scores, routing, topk_group, results, first, last, scr
     """`route_chunks` with each token kept to its best nodes: the scores of the others are not copied; no margins."""
     num_experts = results.load_CE.shape[1]
     num_tokens = scores.size // num_experts
-    lanes, stride = scratch.sum_L.size, routing.bias_P.size
+    stride = routing.bias_P.size
+    block = scratch.tile.size // stride
     for chunk in range(first, last):
         scratch.load_P[:] = 0
         end = min((chunk + 1) * CHUNK, num_tokens)
-        for token in range(chunk * CHUNK, end, lanes):
-            rows = min(lanes, end - token)
+        for token in range(chunk * CHUNK, end, block):
+            rows = min(block, end - token)
             for row in range(rows):
                 score_E = scores[(token + row) * num_experts :][:num_experts]
                 tile_E = scratch.tile[row * stride :][:num_experts]
                 _open_best_nodes(score_E, routing.bias_P, topk_group, node_scratch)
                 _copy_open_nodes(score_E, node_scratch.is_open_N, tile_E)
-            results.dual_C[chunk] += route_block(scratch.tile, 0, rows, routing, results.experts_TK, token, scratch)
+            results.dual_C[chunk] += route_block(scratch.tile, 0, rows, routing, results, token, scratch)
         _write_loads(scratch.load_P, results.load_CE, chunk)
 
 
@@ -113,13 +114,6 @@ def route_chunks_in_nodes(scores, routing, topk_group, results, first, last, scr
 def _write_loads(load_P, load_CE, chunk):
     for k in range(load_CE.shape[1]):
         load_CE[chunk, k] = load_P[k]
-
-
-@jit_borrowing
-def _write_margins(best_KL, top_k, lanes, rows, margin_T, token):
-    """K-th minus (K+1)-th value of each row; NaN if both are -inf."""
-    for row in range(rows):
-        margin_T[token + row] = best_KL[(top_k - 1) * lanes + row] - best_KL[top_k * lanes + row]
 
 
 @jit_inline

@@ -10,22 +10,17 @@ decides the shapes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alflb.kernels import Allocation
-from alflb.kernels._blocks import WORD, Routing, make_scratch
+from alflb.kernels._blocks import make_routing, make_scratch
 from alflb.kernels._chunks import CHUNK, NodeScratch, Results, route_chunks, route_chunks_in_nodes, route_drawn_chunks
 from alflb.kernels._draws import make_source
 from alflb.kernels._sharing import share_out
-from alflb.kernels._simd import register_lanes
 from alflb.kernels.draws import Draw
 from alflb.problem import FloatArray
-
-_SHARED_GROUPS = 0.17
-"""Pairs of a token's top K that may fall into one group, on average; each such token costs a repair."""
 
 _NO_MARGINS = np.empty(0)
 
@@ -79,17 +74,6 @@ def drawn_loads(draw: Draw, bias_E: FloatArray, top_k: int) -> tuple[NDArray[np.
     return _count_chunks(work, (draw.num_tokens, draw.offset_E.size), _no_experts(top_k))
 
 
-def make_routing(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_next: bool = False) -> Routing:
-    """What tokens are routed by; `with_next` lets the (K+1)-th values be found too, with groups of one expert."""
-    if with_next:
-        groups = _num_groups(bias_E.size, top_k + 1, register_lanes(dtype), shared=0.0)
-    else:
-        groups = _num_groups(bias_E.size, top_k, register_lanes(dtype), _SHARED_GROUPS)
-    bias_P = np.zeros(_row_length(bias_E.size, groups), dtype=dtype)
-    bias_P[: bias_E.size] = bias_E
-    return Routing(bias_P, top_k, groups)
-
-
 def _no_experts(top_k: int) -> NDArray[np.int32]:
     return np.empty((0, top_k), dtype=np.int32)
 
@@ -109,30 +93,6 @@ def _route(
         route_chunks(scores, routing, results, first, last, make_scratch(routing, top_k + has_margins))
 
     return _count_chunks(work, scores_TE.shape, experts_TK, margin_T)
-
-
-def _row_length(num_experts: int, groups: int) -> int:
-    """The least length that holds all experts, in whole groups: 16, 32, or whole words."""
-    for length in (16, 32):
-        if max(num_experts, groups) <= length:
-            return length
-    unit = max(groups, WORD)
-    return -(-num_experts // unit) * unit
-
-
-def _num_groups(num_experts: int, width: int, lanes: int, shared: float) -> int:
-    """How many groups the experts form on their way into the sorting network (see `alflb.kernels._blocks`).
-
-    Fewer groups mean less sorting and more repairs, a group of one expert none: the lowest power of two that
-    fills a register, is no narrower than the network, and keeps repairs rare.
-    """
-    groups = lanes
-    while groups < width:
-        groups *= 2
-    pairs = width * (width - 1) / 2
-    while pairs * (-(-num_experts // groups) - 1) > shared * (num_experts - 1):
-        groups *= 2
-    return groups
 
 
 def _count_chunks(

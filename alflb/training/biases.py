@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -66,7 +65,7 @@ def load_biases(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
 
     Examples
     --------
-    >>> import pathlib, tempfile
+    >>> import pathlib, tempfile, torch
     >>> class Gate(torch.nn.Linear):
     ...     num_experts, top_k = 4, 2
     ...     def forward(self, x):

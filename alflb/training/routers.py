@@ -219,8 +219,8 @@ def add_bias(model: nn.Module) -> list[Router]:
     for chooser in biasless:
         if chooser.groups:
             raise ValueError(
-                f"{chooser.name} ({type(chooser.module).__name__}) chooses within groups of experts ({chooser.groups}); "
-                "a bias cannot be added to such a router"
+                f"{chooser.name} ({type(chooser.module).__name__}) chooses within groups of experts "
+                f"({chooser.groups}); a bias cannot be added to such a router"
             )
     for chooser in biasless:
         device = next((tensor.device for tensor in chooser.module.parameters()), torch.device("cpu"))
@@ -274,8 +274,10 @@ def has_added_bias(module: nn.Module) -> bool:
 
 
 def calls_topk(module: nn.Module) -> bool:
-    """Whether a method of the module's class calls ``torch.topk``; those of mixins, such as for generation, do not count."""
-    own = [cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch.")]
+    """Whether a method of the module's class calls ``torch.topk``; mixins, such as that of generation, do not count."""
+    own = [
+        cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch.")
+    ]
     functions = [inspect.unwrap(f) for cls in own for f in vars(cls).values() if callable(f)]
     return any("topk" in f.__code__.co_names for f in functions if hasattr(f, "__code__"))
 
@@ -407,7 +409,9 @@ def _how_to_describe(model: nn.Module) -> str:
     seen = f" ({', '.join(experts)} there, but no {' or '.join(_BIAS_NAMES)} next to them)" if experts else ""
     choosing = [chooser.module for chooser in find_choosers(model)]
     offer = (
-        f"{type(choosing[0]).__name__} can be given one: LoadBalancer.attach(model, add_bias=True). " if choosing else ""
+        f"{type(choosing[0]).__name__} can be given one: LoadBalancer.attach(model, add_bias=True). "
+        if choosing
+        else ""
     )
     if any(isinstance(getattr(module, "bias", None), torch.Tensor) for module in choosing):
         offer += "(Its own 'bias' is added to the logits and changes the weights, so it is not a selection bias.) "

@@ -1,6 +1,6 @@
-(* C9, the recursion behind the logarithmic regret bound, given its hypotheses. Let q minimize f, dist n be E|p_n - q|^2
-   and gap n be E f(p_n) - f(q), for steps n = 1, 2, ... with eta_n = 1 / (mu n). Projection does not increase distances, and strong
-   convexity bounds the slope, so
+(* C9, the recursion behind the logarithmic regret bound, given its hypotheses. Let q minimize f, dist n be the mean of
+   |p_n - q|^2 and gap n the mean of f(p_n) - f(q), for steps n = 1, 2, ... with eta_n = 1 / (mu n). Projection does not
+   increase distances, and strong convexity bounds the slope, so
 
      dist (n + 1)  <=  dist n - 2 eta_n (gap n + mu/2 dist n) + eta_n^2 G^2.
 
@@ -22,7 +22,8 @@ Hypothesis step : forall n, (0 < n)%N ->
 
 Definition harmonic N : R := \sum_(1 <= n < N.+1) n%:R^-1.
 
-Lemma one_step n : 2%:R * gap n.+1 + mu * n.+1%:R * dist n.+2 <= mu * n%:R * dist n.+1 + G2 / mu * n.+1%:R^-1.
+Lemma one_step n :
+  2%:R * gap n.+1 + mu * n.+1%:R * dist n.+2 <= mu * n%:R * dist n.+1 + G2 / mu * n.+1%:R^-1.
 Proof.
 have n0 : 0 < n.+1%:R :> R by rewrite ltr0n.
 have h := step (ltn0Sn n); rewrite -(ler_pmul2l (mulr_gt0 mu0 n0)) in h.

@@ -6,9 +6,11 @@ import math
 import pickle
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from _exactly import plan_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +119,14 @@ def test_all_scores_zero():
     assert solution.upper_bound == solution.lower_bound == 0.0
 
 
+def test_negative_scores_beside_zeros_are_not_taken_for_masks():
+    """Rows less their maximum, as of logarithms: the best of every row is 0, and the others are what they are."""
+    scores = make_scores("uniform", 3000, 6, np.random.default_rng(1))
+    solution = solve_streaming(batched(scores - scores.max(axis=1, keepdims=True), 1), sample_rows=500)
+    assert solution.converged
+    assert solve_exact(AssignmentProblem(scores - scores.max(axis=1, keepdims=True), 1)).forbidden_below == -np.inf
+
+
 def test_tolerance_is_met_to_rounding():
     scores = make_scores("uniform", 5000, 6, np.random.default_rng(5))
     solution = solve_streaming(batched(scores, 2), tolerance=1e-10, sample_rows=500)
@@ -208,6 +218,30 @@ def test_repairs_are_feasible_assignments_below_the_optimum(num_tokens):
     assert value - whole.loss == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.parametrize("repair", ["swaps", "closest"])
+def test_what_a_repair_loses_is_not_understated_by_rounding(repair):
+    """In fractions: the value of the repaired plan, D's chosen scores less the loss, is never above LP*."""
+    tight = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        scores, bias_E = rng.standard_normal((20, 2)), 0.3 * rng.standard_normal(2)
+        problem = AssignmentProblem(scores, 1)
+        routing = route(scores, 1, bias_E)
+        units_E = np.array([10, 10])
+        if repair == "swaps":
+            found = balance_by_swaps(routing, units_E, 1, bias_E, bin_edges(3), 4.0)
+        else:
+            found = reassign_closest(routing, problem.target_E, 1, bias_E, 4.0)
+        exact_E = [Fraction(float(bias)) for bias in bias_E]
+        picked = routing.experts_MK.ravel()
+        chosen = sum(Fraction(float(scores[i, k])) + exact_E[k] for i, k in enumerate(picked))
+        optimum = plan_value(problem, solve_exact(problem).plan)
+        excess = chosen - 10 * sum(exact_E) - Fraction(found.loss) - optimum
+        assert excess <= 0
+        tight += excess > -Fraction(1, 10**12)
+    assert tight > 50
+
+
 def test_swaps_that_cannot_balance_say_so():
     scores = np.tile([[1.0, 0.0, -np.inf]], (30, 1))
     routing = route(scores, 1, np.zeros(3))
@@ -283,7 +317,7 @@ def test_bad_arguments_are_refused():
         solve_streaming(BatchedProblem(problem.batches, 5))
     with pytest.raises(ValueError, match="no batch"):
         solve_streaming(BatchedProblem(list, 1))
-    with pytest.raises(ValueError, match="divide"):
+    with pytest.raises(ValueError, match="use -inf to forbid a pair"):
         solve_streaming(BatchedProblem(lambda: [np.full((4, 2), 1e38, np.float32)], 1))
 
 

@@ -85,7 +85,9 @@ def test_recomputation_chooses_as_the_first_pass_did_and_is_not_counted(name):
     reports = []
     for model in (plain, checkpointed):
         balancer = LoadBalancer.attach(model, schedule=0.01, add_bias=True)
-        reports.append([layer.load_E.tolist() for report in train(model, balancer, text_batches(3)) for layer in report.layers])
+        reports.append(
+            [layer.load_E.tolist() for report in train(model, balancer, text_batches(3)) for layer in report.layers]
+        )
     assert reports[0] == reports[1]
 
 
@@ -182,9 +184,7 @@ def test_biases_of_models_that_have_their_own_are_saved_as_well(tmp_path):
     """As for a PEFT adapter, whose checkpoint leaves the base model's biases out."""
     model, other = make_model("deepseek_v3"), make_model("deepseek_v3")
     train(model, LoadBalancer.attach(model, schedule=0.01), text_batches(2))
-    other.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if "correction_bias" not in k}, strict=False
-    )
+    other.load_state_dict({k: v for k, v in model.state_dict().items() if "correction_bias" not in k}, strict=False)
     training.save_biases(model, tmp_path / "biases.npz")
     training.load_biases(other, tmp_path / "biases.npz")
     (batch,) = text_batches(1)

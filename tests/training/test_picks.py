@@ -89,7 +89,7 @@ def test_a_map_of_other_experts_and_another_k_are_refused_at_once():
 @pytest.mark.parametrize("loads", [[1, 2, 3], [[1, 2, 3, 4]], [True, False, True, True]])
 def test_loads_of_another_shape_are_refused(loads):
     balancer = LoadBalancer.for_layers([4], top_k=1)
-    with pytest.raises(ValueError, match="loads of layer_00 are .*; pass 4 counts of tokens"):
+    with pytest.raises(ValueError, match=r"loads of layer_00 are .*; pass 4 counts of tokens"):
         balancer.add_loads("layer_00", loads)
 
 
@@ -139,8 +139,21 @@ def test_unequal_targets_are_reached():
 
 @pytest.mark.parametrize("target", [[1.0, 2.0], [1.0] * 7 + [0.0], [1.0] * 7 + [float("nan")], [1.0] * 7 + [-1.0]])
 def test_targets_that_do_not_fit_are_refused(target):
-    with pytest.raises(ValueError, match="target of layer '0' is .*; pass 8 positive numbers"):
+    with pytest.raises(ValueError, match=r"target of layer '0' is .*; pass 8 positive numbers"):
         LoadBalancer.attach(feeds(), target=target)
+
+
+def test_what_is_no_list_of_layers_or_no_function_is_refused():
+    with pytest.raises(ValueError, match="num_experts is 8; pass one number per layer"):
+        LoadBalancer.for_layers(8, top_k=1)
+    with pytest.raises(ValueError, match="num_experts of layer_00 is 0"):
+        LoadBalancer.for_layers([0], top_k=1)
+    with pytest.raises(ValueError, match="top_k is 9"):
+        LoadBalancer.for_layers([8], top_k=9)
+    with pytest.raises(ValueError, match="on_step is 3; pass a function"):
+        LoadBalancer.attach(feeds(), on_step=3)
+    with pytest.raises(ValueError, match="loads of layer_00 cannot be read as numbers"):
+        LoadBalancer.for_layers([2], top_k=1).add_loads("layer_00", ["a", "b"])
 
 
 def test_targets_by_layer():

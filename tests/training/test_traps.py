@@ -114,7 +114,9 @@ def test_a_step_between_accelerates_micro_batches_is_refused():
                 optimizer.step()
                 optimizer.zero_grad()
                 if number % 2 == 0:
-                    with pytest.raises(RuntimeError, match="call step.. only where accelerator.sync_gradients is true"):
+                    with pytest.raises(
+                        RuntimeError, match=r"call step.. only where accelerator.sync_gradients is true"
+                    ):
                         balancer.step()
                 if accelerator.sync_gradients:
                     report = balancer.step()
@@ -192,7 +194,7 @@ def test_a_schedule_that_goes_wrong_is_refused_where_it_does_and_changes_nothing
     balancer = LoadBalancer.attach(model, "sign", lambda t: 0.1 if t < 3 else value)
     feed(model, balancer, range(2))
     before = [tensor.clone() for tensor in (model[0].bias, model[1].bias)]
-    with pytest.raises(ValueError, match="at step 3|step size|schedule"):
+    with pytest.raises(ValueError, match=r"at step 3|step size|schedule"):
         feed(model, balancer, [2])
     assert torch.equal(model[0].bias, before[0])
     assert torch.equal(model[1].bias, before[1])

@@ -3,21 +3,29 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_array
+from typer.testing import CliRunner
 
 from proofs_check import _page, _runner, formal
-from proofs_check.__main__ import claims, main
+from proofs_check.__main__ import app, claims
 from proofs_check.formal import correspondence
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(formal.FOLDER.glob("*.v"))
 
-needs_coq = pytest.mark.skipif(
-    not formal.available() and os.environ.get("ALFLB_REQUIRE_EXTRAS") != "1",
-    reason=f"needs Coq: {formal.INSTALL}",
-)
+needs_coq = pytest.mark.usefixtures("coq")
+
+
+@pytest.fixture
+def coq():
+    """Skip without Coq, but not where the environment says that everything is installed."""
+    if not formal.available() and os.environ.get("ALFLB_REQUIRE_EXTRAS") != "1":
+        pytest.skip(f"needs Coq: {formal.INSTALL}")
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def test_the_definitions_are_those_of_the_library():
 
 
 DEFINITIONS = {
-    "D without targets": ("L k * p k", "p k", "D(p)"),
+    "targets squared": ("L k * p k", "L k * (L k * p k)", "D(p)"),
     "a step the wrong way": ("p k + eps * (L k", "p k - eps * (L k", "proportional step"),
     "open windows": ("<= a + w", "< a + w", "multiplicity"),
 }
@@ -130,6 +138,27 @@ def test_a_wrong_definition_is_found(name, changed_sources):
     assert any(line.startswith(quantity) for line in found), found
 
 
+@needs_coq
+def test_optima_of_the_exact_solver_are_optimal():
+    assert correspondence.refused_optima(seed=2, count=6) == []
+
+
+@needs_coq
+def test_a_plan_that_is_not_optimal_is_refused(monkeypatch):
+    """Two tokens exchange their experts: loads stay right, the value falls."""
+    honest = correspondence.solve_exact
+
+    def swapped(problem):
+        solution = honest(problem)
+        plan = solution.plan.toarray()
+        other = int(np.argmax((plan != plan[0]).any(axis=1)))
+        plan[[0, other]] = plan[[other, 0]]
+        return replace(solution, plan=csr_array(plan))
+
+    monkeypatch.setattr(correspondence, "solve_exact", swapped)
+    assert correspondence.refused_optima(seed=2, count=6)
+
+
 def test_instances_have_ties_and_fractional_targets_and_every_kind_of_k():
     drawn = correspondence.instances(seed=1, count=10)
     assert any(not one.problem.is_integral for one in drawn)
@@ -140,14 +169,25 @@ def test_instances_have_ties_and_fractional_targets_and_every_kind_of_k():
 # ---- what people see ----
 
 
-def test_without_coq_rows_say_so_and_nothing_fails(monkeypatch, capsys):
+def test_coq_without_its_libraries_is_not_available(monkeypatch):
+    def refused(name, text):
+        raise formal.CoqError("Cannot find a physical path bound to logical path mathcomp.")
+
+    monkeypatch.setattr(formal.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(formal, "run_coq", refused)
+    assert not formal.available.__wrapped__()
+
+
+def test_without_coq_rows_say_so_and_nothing_fails(monkeypatch):
     monkeypatch.setattr(formal, "available", lambda: False)
+    monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
     (row,) = _runner.formal_rows(["C4"])
     assert row.passed
     assert row.verdict == f"skipped: {formal.INSTALL}"
     assert _page._formal_table([row]) == "Coq was not installed for this run."
-    assert main(["--claim", "C1", "--instances", "20", "--json"]) == 0
-    assert '"skipped: apt-get install coq' in capsys.readouterr().out
+    done = CliRunner().invoke(app, ["--claim", "C1", "--instances", "20", "--json"])
+    assert done.exit_code == 0
+    assert '"skipped: apt-get install coq' in done.stdout
 
 
 def test_without_coq_make_proofs_says_what_to_install(monkeypatch, capsys):
@@ -161,7 +201,7 @@ def test_without_coq_make_proofs_says_what_to_install(monkeypatch, capsys):
 def test_the_page_of_claims_lists_what_was_proved():
     theorem = formal.THEOREMS[0]
     detail = {"theorems": [{"file": f"{theorem.file}.v", "name": theorem.name, "s": 1.25}]}
-    row = _runner.Row(theorem.claim, "all sizes", "Coq", 1, None, None, True, "1 theorems, no axioms", 1.3, detail)
+    row = _runner.Row(theorem.claim, "all sizes", "Coq", 1, None, None, True, "proved", 1.3, detail)
     assert f"| `{theorem.name}` | `{theorem.file}.v` | 1.2 |" in _page._formal_table([row])
 
 

@@ -56,12 +56,13 @@ def capture(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor] | tor
     if not choosers:
         raise ValueError(f"{type(model).__name__} has no router that chooses by torch.topk among its experts")
     recorders = [_Recorder(chooser) for chooser in choosers]
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         real_T, starts_D = _run(model, batches)
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
         for recorder in recorders:
             recorder.remove()
     called = [recorder for recorder in recorders if recorder.picks]
@@ -91,12 +92,16 @@ class _Recorder:
         picks_TK = torch.cat(self.picks).numpy()
         if len(picks_TK) != len(real_T):
             raise ValueError(f"{name} routed {len(picks_TK)} tokens of {len(real_T)}; capture needs all of them")
-        bias = self.chooser.bias
-        bias_E = None if bias is None else bias.detach().double().flatten().cpu().numpy()
-        unbiased_TE = ranked_TE if bias_E is None or self.chooser.bias_is_added else ranked_TE - bias.detach().cpu()
+        bias_E, unbiased_TE = np.zeros(num_experts), ranked_TE
+        if self.chooser.bias is not None:
+            bias = self.chooser.bias.detach().flatten().cpu()
+            bias_E = bias.double().numpy()
+            unbiased_TE = ranked_TE if self.chooser.bias_is_added else ranked_TE - bias
         function, scores_TE = self._score_function(unbiased_TE)
         top_k, groups = picks_TK.shape[1], self.chooser.groups
-        chosen = route(scores_TE, np.zeros(num_experts) if bias_E is None else bias_E, top_k, **groups).experts_TK
+        chosen = route(
+            scores_TE, bias_E, top_k, n_group=groups.get("n_group", 1), topk_group=groups.get("topk_group")
+        ).experts_TK
         agreement = float(np.mean((np.sort(chosen, axis=1) == np.sort(picks_TK, axis=1)).all(axis=1)))
         if agreement < CONFIRMED:
             raise ValueError(
@@ -104,7 +109,8 @@ class _Recorder:
                 f"captured scores would not be those it chooses by; at least {CONFIRMED:.1%} are needed"
             )
         metadata = {"model": model_name, "layer": name, "score_function": function, "picks_reproduced": agreement}
-        return RouterTrace(scores_TE[real_T], top_k, bias_E, {**metadata, **groups}, starts_D)
+        kept_E = None if self.chooser.bias is None else bias_E
+        return RouterTrace(scores_TE[real_T], top_k, kept_E, {**metadata, **groups}, starts_D)
 
     def _score_function(self, unbiased_TE: torch.Tensor) -> tuple[str, NDArray[np.float32]]:
         """Name and values of the function of an output that is closest to the numbers the router ranked.
@@ -137,7 +143,7 @@ class _Recorder:
 
 
 def _distance(scores_TE: torch.Tensor, ranked_TE: torch.Tensor) -> float:
-    """Median over tokens of the smallest-half deviation: a masked group does not count, a wrong function does."""
+    """Median over tokens of the lower quartile of the deviations: masked groups do not count, a wrong function does."""
     deviation_TE = (scores_TE - ranked_TE).abs().nan_to_num(nan=torch.inf)
     return float(deviation_TE.kthvalue(max(1, deviation_TE.shape[1] // 4), dim=1).values.median())
 
