@@ -407,7 +407,7 @@ def skewness_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
     Examples
     --------
     >>> round(skewness_factor(num_tokens=1024, top_k=2, num_experts=16), 3)
-    1.015
+    1.014
     """
     share = top_k / num_experts
     skewness = (1 - 2 * share) / math.sqrt(num_tokens * share * (1 - share))
@@ -423,7 +423,7 @@ def sampling_max_vio(num_tokens: int, top_k: int, num_experts: int) -> float:
     Examples
     --------
     >>> round(sampling_max_vio(num_tokens=2048, top_k=6, num_experts=64), 3)
-    0.167
+    0.165
     >>> sampling_max_vio(num_tokens=2048, top_k=4, num_experts=4)
     0.0
     """
