@@ -39,6 +39,7 @@ def write_report(folder: Path) -> Path:
                 "name": name,
                 "claim": _runner.load(name).CLAIM,
                 "verdict": _runner.load(name).VERDICT,
+                "caption": _runner.caption(name),
                 "findings": _runner.findings(name, folder / name),
                 "figure": base64.b64encode(picture.read_bytes()).decode(),
                 "provenance": _provenance_words(rows),
@@ -68,6 +69,8 @@ def _measured_block(name: str, folder: Path) -> str:
     module = _runner.load(name)
     lines = [
         f"![Figure of the experiment {name}. {module.VERDICT}](figures/{name}.png)",
+        "",
+        f"*Shown*: {_runner.caption(name)}",
         "",
         f"*Claim*: {module.CLAIM} *Verdict*: {module.VERDICT}",
         "",

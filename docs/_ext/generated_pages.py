@@ -71,6 +71,8 @@ rows = [
 experiment.figure(rows)
 ```
 
+*Shown*: {caption}
+
 ```{{code-cell}} python
 for finding in experiment.findings(rows)[:6]:
     print("-", finding.statement)
@@ -95,6 +97,8 @@ It needs {needs}, so it is not executed when these pages are built: the figure i
 [its page](../experiments/{name}.md).
 
 ![Figure of the experiment {name}. {verdict}](../experiments/figures/{name}.png)
+
+*Shown*: {caption}
 
 :::{{dropdown}} The experiment, `experiments/{name}.py`
 ```{{literalinclude}} ../../experiments/{name}.py
@@ -139,7 +143,7 @@ def write_pages(app: Sphinx) -> None:
     _write(source / "reference" / "cli.md", _command_line())
     _write(source / "reference" / "names.md", _names())
     names = _runner.experiment_names()
-    cards = "\n".join(_GALLERY_CARD.format(name=name, **_claim_and_verdict(name)) for name in names)
+    cards = "\n".join(_GALLERY_CARD.format(name=name, **_sentences(name)) for name in names)
     _write(source / "gallery" / "index.md", _GALLERY_INDEX.format(cards=cards, names="\n".join(names)))
     for name in names:
         _write(source / "gallery" / f"{name}.md", _gallery_page(name, source))
@@ -148,16 +152,16 @@ def write_pages(app: Sphinx) -> None:
 def _gallery_page(name: str, source: Path) -> str:
     module = _runner.load(name)
     if needs := getattr(module, "NEEDS", ()):
-        return _GALLERY_PAGE_UNEXECUTED.format(name=name, **_claim_and_verdict(name), needs=" and ".join(needs))
+        return _GALLERY_PAGE_UNEXECUTED.format(name=name, **_sentences(name), needs=" and ".join(needs))
     page = source / "experiments" / f"{name}.md"
     pointer = f"The full size is on [its page](../experiments/{name}.md)." if page.exists() else ""
-    return _GALLERY_PAGE.format(name=name, **_claim_and_verdict(name), pointer=pointer, root=str(source.parent))
+    return _GALLERY_PAGE.format(name=name, **_sentences(name), pointer=pointer, root=str(source.parent))
 
 
-def _claim_and_verdict(name: str) -> dict[str, str]:
-    """Both sentences of an experiment: no claim stands anywhere without what came of it."""
+def _sentences(name: str) -> dict[str, str]:
+    """The sentences of an experiment: no claim without what came of it, no figure without its caption."""
     module = _runner.load(name)
-    return {"claim": module.CLAIM, "verdict": module.VERDICT}
+    return {"claim": module.CLAIM, "verdict": module.VERDICT, "caption": _runner.caption(name)}
 
 
 def _command_line() -> str:
