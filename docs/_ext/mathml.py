@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -9,11 +11,20 @@ from sphinx.errors import SphinxError
 from sphinx.writers.html5 import HTML5Translator
 
 
+_ALPHABET_OF_ONE_LETTER = re.compile(r"(\\math(?:bb|bf|cal|frak|scr|sf|tt))\s*([A-Za-z0-9])")
+_BOLD_DIGIT = re.compile(r'<mn mathvariant="bold">(\d)</mn>')
+
+
 def _mathml(latex: str, display: str) -> str:
+    r"""MathML in Unicode letters: browsers ignore the attribute that the converter writes for ``\mathbb E``."""
+    latex = _ALPHABET_OF_ONE_LETTER.sub(r"\1{\2}", latex.strip())
     try:
-        return convert(latex.strip(), display=display)
+        written = convert(latex, display=display)
     except Exception as error:  # the converter raises what it likes
         raise SphinxError(f"cannot convert the formula {latex!r}: {error!r}") from error
+    return _BOLD_DIGIT.sub(
+        lambda digit: f"<mn>{chr(ord('\N{MATHEMATICAL BOLD DIGIT ZERO}') + int(digit[1]))}</mn>", written
+    )
 
 
 def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:
