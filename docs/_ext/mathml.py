@@ -10,9 +10,9 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.writers.html5 import HTML5Translator
 
-
 _ALPHABET_OF_ONE_LETTER = re.compile(r"(\\math(?:bb|bf|cal|frak|scr|sf|tt))\s*([A-Za-z0-9])")
 _BOLD_DIGIT = re.compile(r'<mn mathvariant="bold">(\d)</mn>')
+_BOLD_DIGITS = "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗"
 
 
 def _mathml(latex: str, display: str) -> str:
@@ -22,9 +22,7 @@ def _mathml(latex: str, display: str) -> str:
         written = convert(latex, display=display)
     except Exception as error:  # the converter raises what it likes
         raise SphinxError(f"cannot convert the formula {latex!r}: {error!r}") from error
-    return _BOLD_DIGIT.sub(
-        lambda digit: f"<mn>{chr(ord('\N{MATHEMATICAL BOLD DIGIT ZERO}') + int(digit[1]))}</mn>", written
-    )
+    return _BOLD_DIGIT.sub(lambda digit: f"<mn>{_BOLD_DIGITS[int(digit[1])]}</mn>", written)
 
 
 def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:

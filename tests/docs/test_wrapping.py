@@ -24,7 +24,7 @@ def pages():
 
 
 def too_wide(text):
-    """The numbers of lines that are wider than their kind allows; tables, headings, formulas and marked parts may be."""
+    """The numbers of lines that are too wide; tables, headings, pictures, formulas and marked parts may be wide."""
     text = re.sub(r"(<!-- (\w+): begin -->).*?(<!-- \2: end -->)", _blank, text, flags=re.DOTALL)
     text = re.sub(r"^\$\$.*?\$\$$", _blank, text, flags=re.DOTALL | re.MULTILINE)
     fence = None
