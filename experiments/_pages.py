@@ -65,7 +65,7 @@ def update_pages(folder: Path, pages: Path) -> Iterator[Path]:
 def _measured_block(name: str, folder: Path) -> str:
     rows = _runner.saved_rows(name, folder)
     lines = [
-        f"![{_runner.load(name).CLAIM}](figures/{name}.png)",
+        f"![Figure of {name}, described above](figures/{name}.png)",
         "",
         *_markdown_table(_runner.findings(name, folder)),
         "",
