@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alflb.advice import Advice as Advice
     from alflb.advice import advise as advise
+    from alflb.advice_log import LogAdvice as LogAdvice
+    from alflb.advice_log import advise_from_log as advise_from_log
     from alflb.duality import center as center
     from alflb.duality import dual_value as dual_value
     from alflb.duality import gap_certificate as gap_certificate
@@ -77,6 +79,8 @@ _HOME = {
     "Regret": "online",
     "Trajectory": "trajectory",
     "advise": "advice",
+    "LogAdvice": "advice_log",
+    "advise_from_log": "advice_log",
     "backend_names": "kernels",
     "center": "duality",
     "diagnose": "training.diagnosis",

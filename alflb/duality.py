@@ -216,13 +216,23 @@ class GapCertificate:
     """LP* - affinity is at most this."""
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """LP* lies in [lower, upper] = [affinity - affinity_excess_bound, D(p)].
+    def lower_bound(self) -> float:
+        """affinity - affinity_excess_bound, at most LP*.
 
-        The other two bounds are never tighter, since D(p) - affinity = <A(p) - L, p> is at most `affinity_loss_bound`,
+        D(p) - gap_bound is never tighter, since D(p) - affinity = <A(p) - L, p> is at most `affinity_loss_bound`,
         which is what `gap_bound` exceeds `affinity_excess_bound` by.
         """
-        return self.affinity - self.affinity_excess_bound, self.dual_value
+        return self.affinity - self.affinity_excess_bound
+
+    @property
+    def upper_bound(self) -> float:
+        """D(p), at least LP*; affinity + affinity_loss_bound is never tighter."""
+        return self.dual_value
+
+    @property
+    def gap(self) -> float:
+        """upper_bound - lower_bound, the most by which either is off."""
+        return self.upper_bound - self.lower_bound
 
 
 def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertificate:
@@ -235,8 +245,9 @@ def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertifica
     Examples
     --------
     >>> problem = AssignmentProblem([[0.75, 0.25], [0.75, 0.5]], top_k=1)
-    >>> gap_certificate(problem, [0.0, 0.375]).interval
-    (1.25, 1.25)
+    >>> certificate = gap_certificate(problem, [0.0, 0.375])
+    >>> certificate.lower_bound, certificate.upper_bound, certificate.gap
+    (1.25, 1.25, 0.0)
     """
     check_problem(problem)
     optimal_spread = problem.score_range * (problem.num_experts - 1 if np.ptp(problem.target_E) > 0 else 1)

@@ -97,10 +97,10 @@ def new_figure(
     return figure, list(grid.ravel())
 
 
-def ramp(count: int, name: str = "viridis") -> list[Any]:
-    """Ordered colors, dark to light, without the palest end."""
+def ramp(count: int, name: str = "plasma") -> list[Any]:
+    """Ordered colors, dark to light, without the palest end, which is lost on white."""
     color_map = mpl.colormaps[name]
-    return [color_map(x) for x in np.linspace(0.0, 0.92 if name == "viridis" else 1.0, max(count, 1))]
+    return [color_map(x) for x in np.linspace(0.0, 0.8 if name == "plasma" else 1.0, max(count, 1))]
 
 
 def legend_below(figure: Figure, axis: Axes, *, columns: int = 7) -> None:

@@ -51,7 +51,7 @@ def check_scores(scores: ArrayLike, *, top_k: int = 1, name: str = "scores") -> 
     if array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}; it needs at least one token and one expert")
     _refuse_nan_and_inf(array, name)
-    _refuse_too_few_experts(array, top_k, name)
+    check_enough_experts(array, top_k, name)
     return np.ascontiguousarray(array)
 
 
@@ -61,6 +61,24 @@ def check_top_k(top_k: object, num_experts: int) -> int:
     if value > num_experts:
         raise ValueError(f"top_k is {value} but there are {num_experts} experts; choose 1 <= top_k <= {num_experts}")
     return value
+
+
+def check_enough_experts(array: FloatArray, top_k: int, name: str) -> None:
+    """Raise ValueError unless each row of scores has `top_k` experts above -inf."""
+    if array.min() > -np.inf:  # one pass clears the common case
+        return
+    allowed_T = np.count_nonzero(array > -np.inf, axis=1)
+    token = int(np.argmin(allowed_T))
+    if allowed_T[token] == 0:
+        raise ValueError(
+            f"{name}: token {token} has no expert with a score above -inf ({np.count_nonzero(allowed_T == 0)} such "
+            f"tokens); if they are padding, mark them in the trace or drop them: {name}[({name} > -np.inf).any(axis=1)]"
+        )
+    if allowed_T[token] < top_k:
+        raise ValueError(
+            f"{name}: token {token} has {allowed_T[token]} experts with a score above -inf but top_k is {top_k}; "
+            "give it more finite scores or lower top_k"
+        )
 
 
 def check_count(value: object, name: str, *, minimum: int = 1) -> int:
@@ -160,7 +178,7 @@ class AssignmentProblem:
         scores_TE.flags.writeable = False
         object.__setattr__(self, "scores_TE", scores_TE)
         object.__setattr__(self, "top_k", check_top_k(self.top_k, self.num_experts))
-        _refuse_too_few_experts(scores_TE, self.top_k, "scores")
+        check_enough_experts(scores_TE, self.top_k, "scores")
         target_E = check_target(self.target_E, self.num_tokens, self.num_experts, self.top_k)
         object.__setattr__(self, "target_E", target_E)
 
@@ -243,23 +261,6 @@ def _refuse_nan_and_inf(array: FloatArray, name: str) -> None:
         f"{name} holds {array[token, expert]} at token {token}, expert {expert} ({np.count_nonzero(bad)} such values); "
         "replace NaN and +inf by finite numbers (only -inf, a forbidden expert, is allowed)"
     )
-
-
-def _refuse_too_few_experts(array: FloatArray, top_k: int, name: str) -> None:
-    if array.min() > -np.inf:  # one pass clears the common case
-        return
-    allowed_T = np.count_nonzero(array > -np.inf, axis=1)
-    token = int(np.argmin(allowed_T))
-    if allowed_T[token] == 0:
-        raise ValueError(
-            f"{name}: token {token} has no expert with a score above -inf ({np.count_nonzero(allowed_T == 0)} such "
-            f"tokens); if they are padding, drop them: {name}[({name} > -np.inf).any(axis=1)]"
-        )
-    if allowed_T[token] < top_k:
-        raise ValueError(
-            f"{name}: token {token} has {allowed_T[token]} experts with a score above -inf but top_k is {top_k}; "
-            "give it more finite scores or lower top_k"
-        )
 
 
 def _with_sum(target_E: NDArray[np.float64], picks: int, num_tokens: int) -> NDArray[np.float64]:

@@ -64,5 +64,16 @@ class Trajectory:
         missing = {"bias", "load", "target", "meta"} - set(arrays)
         if missing:
             raise ValueError(f"{path} is not a saved trajectory: it lacks {', '.join(sorted(missing))}")
+        bias_NE, load_NE, target_E = arrays["bias"], arrays["load"], arrays["target"]
         series = {name.removeprefix("series/"): values for name, values in arrays.items() if name.startswith("series/")}
-        return cls(arrays["bias"], arrays["load"], arrays["target"], series, json.loads(str(arrays["meta"])))
+        num_steps, num_experts = load_NE.shape if load_NE.ndim == 2 else (-1, -1)
+        fits = bias_NE.shape == (num_steps + 1, num_experts) and target_E.shape == (num_experts,)
+        if not fits or any(values.shape != (num_steps,) for values in series.values()):
+            raise ValueError(f"{path} is not a saved trajectory: its arrays do not fit together")
+        try:
+            meta = json.loads(str(arrays["meta"]))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not a saved trajectory: meta is not JSON ({error})") from None
+        if not isinstance(meta, dict):
+            raise ValueError(f"{path} is not a saved trajectory: meta is not a JSON object")
+        return cls(bias_NE, load_NE, target_E, series, meta)

@@ -97,8 +97,8 @@ def _check_same_batch(problem: AssignmentProblem, run: Trajectory, point_P: NDAr
         moved = int(np.abs(load_E - run.load_NE[n]).sum()) // 2
         if moved > 0.01 * problem.num_tokens * problem.top_k:
             raise ValueError(
-                f"run: its loads at step {n + 1} are not those of this batch ({moved} picks differ); pass the one batch "
-                "that every step of the run routed"
+                f"run: its loads at step {n + 1} are not those of this batch ({moved} picks differ); pass the one "
+                "batch that every step of the run routed"
             )
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from alflb.cli._arguments import JobsOption, SchedulerOption
-from alflb.cli._console import err, progress_bar, reports_errors
+from alflb.cli._console import err, plain, progress_bar, reports_errors
 from alflb.cli._console import out as console
 from alflb.studies.executors import open_executor
 from alflb.verdict import Finding
@@ -23,9 +23,12 @@ FolderOption = Annotated[Path, typer.Option("--out", help="Results go to a folde
 
 @app.command("list")
 def show() -> None:
-    """List all experiments and what they put to the test."""
+    """List all experiments: what each puts to the test, and what came of it."""
     for name in _runner.experiment_names():
-        print(f"{name}: {_runner.load(name).CLAIM}")
+        module = _runner.load(name)
+        console.print(
+            f"[bold]{name}[/]\n  claim    {plain(module.CLAIM)}\n  verdict  {plain(module.VERDICT)}", highlight=False
+        )
 
 
 @app.command()
@@ -86,7 +89,8 @@ def _runnable() -> list[str]:
 
 
 def _print_findings(name: str, findings: Sequence[Finding]) -> None:
-    table = Table(title=f"{name}: {_runner.load(name).CLAIM}", title_justify="left")
+    module = _runner.load(name)
+    table = Table(title=f"{name}: {module.CLAIM}", caption=f"At full size: {module.VERDICT}", title_justify="left")
     for heading in ("looked at", "expected", "measured [95% interval over seeds]", "supported"):
         table.add_column(heading, overflow="fold")
     for finding in findings:

@@ -199,7 +199,7 @@ def measure(
 def price(trace: RouterTrace) -> Row:
     """How far the bias in force is from the optimum of the assignment problem of these tokens.
 
-    ``dual_gap`` is (D(p) - LP*) / LP*; ``affinity`` is <gamma, x(p)> / LP*, which may exceed 1 when loads are
+    ``gap`` is (D(p) - LP*) / LP*; ``affinity`` is <gamma, x(p)> / LP*, which may exceed 1 when loads are
     unbalanced; ``correlation`` is that of p and the optimal bias (both centred, which a correlation does), None for a
     bias of zero; ``halves`` is that of the optimal biases of the first and the second half of the tokens, a measure of
     how much an optimal bias depends on the piece of text. It is no upper bound: halves are noisier than the whole.
@@ -216,7 +216,7 @@ def price(trace: RouterTrace) -> Row:
     return {
         "trace_tokens": problem.num_tokens,
         "max_vio_trace": float(metrics.max_vio(allocation.load_E)),
-        "dual_gap": (duality.dual_value(problem, trace.bias_E) - solution.value) / solution.value,
+        "gap": (duality.dual_value(problem, trace.bias_E) - solution.value) / solution.value,
         "affinity": duality.affinity(problem, allocation.experts_TK) / solution.value,
         "correlation": _correlation(trace.bias_E, solution.bias_E),
         "halves": _correlation(*halves),

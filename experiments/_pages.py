@@ -38,6 +38,7 @@ def write_report(folder: Path) -> Path:
             {
                 "name": name,
                 "claim": _runner.load(name).CLAIM,
+                "verdict": _runner.load(name).VERDICT,
                 "findings": _runner.findings(name, folder / name),
                 "figure": base64.b64encode(picture.read_bytes()).decode(),
                 "provenance": _provenance_words(rows),
@@ -64,8 +65,9 @@ def update_pages(folder: Path, pages: Path) -> Iterator[Path]:
 
 def _measured_block(name: str, folder: Path) -> str:
     rows = _runner.saved_rows(name, folder)
+    module = _runner.load(name)
     lines = [
-        f"![Figure of {name}, described above](figures/{name}.png)",
+        f"![Figure of the experiment {name}. {module.VERDICT}](figures/{name}.png)",
         "",
         *_markdown_table(_runner.findings(name, folder)),
         "",

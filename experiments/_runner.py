@@ -3,10 +3,11 @@
 An experiment is a module of this package with
 
 * ``CLAIM``: what it puts to the test, in one sentence;
+* ``VERDICT``: what the full size found of that claim, in one sentence; it stands wherever the claim stands;
 * ``GRID`` and ``SMOKE``: lists of cells (dicts of JSON values), full size and seconds;
 * ``SEEDS``: how many repetitions the full size takes by default;
 * ``run(cell, seed) -> rows``: measure one cell; a row is a flat dict;
-* ``findings(rows) -> [Finding]``: the numbers that bear the claim out or refute it, from saved rows only;
+* ``findings(rows) -> [Finding]``: the numbers that support or refute the claim, from saved rows only;
 * ``figure(rows) -> Figure``: drawn from saved rows only;
 * ``cost(cell) -> float``, optional: relative work, for the estimated time to go;
 * ``NEEDS``, optional: packages beyond the library's own.

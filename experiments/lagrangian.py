@@ -18,6 +18,10 @@ from experiments._problems import static_problem
 from experiments._statistics import mean_interval
 
 CLAIM = "Every step of ALF-LB lowers the Lagrangian, as the first versions of arXiv 2512.03915 have it."
+VERDICT = (
+    "Refuted: on real scores the sign rule raises D on up to half of its steps; the condition of version 3 "
+    "predicts every rise."
+)
 
 STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 GRID = [

@@ -34,6 +34,10 @@ from experiments._oracle import gumbel_values, logistic_values
 from experiments._statistics import mean_interval
 
 CLAIM = "Regret is logarithmic for eta = c/n, c > 1/(2 mu), N^(1 - 2 mu c) below; c/sqrt(n) gives sqrt(N), constant N."
+VERDICT = (
+    "Supported: the exponents are as predicted, for the sign rule as well; the bound of C9 is 33 times the "
+    "measured regret."
+)
 
 NUM_TOKENS = 64
 START = 0.4

@@ -153,9 +153,16 @@ def _formal_row(claim: str, theorems: list[formal.Theorem]) -> Row:
         seconds = time.perf_counter() - start
         return Row(claim, "all sizes", "Coq", 0, None, None, False, "REFUSED", seconds, {"error": str(error)})
     open_ones = [one.theorem.name for one in proofs if not one.holds]
-    words = f"RESTS ON AXIOMS: {', '.join(open_ones)}" if open_ones else f"{len(proofs)} theorems, no axioms"
+    words = f"RESTS ON AXIOMS: {', '.join(open_ones)}" if open_ones else f"{_theorem_words(theorems)}, no axioms"
     detail = {
         "theorems": [{"file": f"{one.theorem.file}.v", "name": one.theorem.name, "s": one.seconds} for one in proofs]
     }
     seconds = time.perf_counter() - start
     return Row(claim, "all sizes", "Coq", len(proofs), None, None, not open_ones, words, seconds, detail)
+
+
+def _theorem_words(theorems: list[formal.Theorem]) -> str:
+    """The main theorem, its file, and how many more there are."""
+    main, *others = theorems
+    more = f" and {len(others)} more" if others else ""
+    return f"{main.name} ({main.file}.v){more}"

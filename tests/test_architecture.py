@@ -21,8 +21,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer["modul
 
 FENCES = {
     "numba": ("kernels/", "exact/"),
-    "torch": ("kernels/torch_.py", "traces/foreign.py", "cli/doctor.py", "training/"),
-    "transformers": ("training/trainer.py",),
+    "torch": ("kernels/torch_.py", "traces/foreign.py", "cli/doctor.py", "cli/training.py", "training/"),
+    "transformers": ("training/trainer.py", "cli/training.py"),
     "triton": ("kernels/triton_.py",),
     "cvxpy": ("exact/reference/cvxpy_.py",),
     "highspy": (),

@@ -92,7 +92,7 @@ def test_unconditional_monotonicity_is_false():
 def test_gap_certificate_brackets_the_optimum(problem, seed):
     value = solve_exact(problem, method="highs").value
     certificate = duality.gap_certificate(problem, dyadic_bias(problem.num_experts, seed))
-    low, high = certificate.interval
+    low, high = certificate.lower_bound, certificate.upper_bound
     assert low - 1e-9 <= value <= high + 1e-9
     assert certificate.dual_value - value <= certificate.gap_bound + 1e-9
     assert certificate.affinity - value <= certificate.affinity_excess_bound + 1e-9
@@ -110,7 +110,7 @@ def test_gap_certificate_of_unequal_targets_holds_the_optimum(data):
     target = duality.allocate(AssignmentProblem(order, top_k), np.zeros(experts)).load_E  # some assignment's loads
     problem = AssignmentProblem(scores, top_k, target)
     certificate, value = duality.gap_certificate(problem, bias), solve_exact(problem).value
-    low, high = certificate.interval
+    low, high = certificate.lower_bound, certificate.upper_bound
     assert low - 1e-9 <= value <= high + 1e-9
     assert certificate.affinity - value <= certificate.affinity_excess_bound + 1e-9
 
@@ -122,10 +122,10 @@ def test_the_interval_is_the_tightest_the_bounds_give_on_either_side():
         problem = AssignmentProblem(rng.integers(0, 9, (6, 3)).astype(float), 1)
         one = duality.gap_certificate(problem, rng.integers(-9, 9, 3) / 2)
         looser = one.dual_value - one.gap_bound, one.affinity + one.affinity_loss_bound
-        assert one.interval == (one.affinity - one.affinity_excess_bound, one.dual_value)
-        assert looser[0] <= one.interval[0]
-        assert one.interval[1] <= looser[1]
-        strict += looser[0] < one.interval[0] and one.interval[1] < looser[1]
+        assert (one.lower_bound, one.upper_bound) == (one.affinity - one.affinity_excess_bound, one.dual_value)
+        assert looser[0] <= one.lower_bound
+        assert one.upper_bound <= looser[1]
+        strict += looser[0] < one.lower_bound and one.upper_bound < looser[1]
     assert strict > 20
 
 

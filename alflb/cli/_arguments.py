@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from alflb.rules import Rule
@@ -35,18 +36,18 @@ def _completer(kind: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in _names(kind) if name.startswith(incomplete)]
 
 
-class ListingCommand(typer.core.TyperCommand):
+class ListingCommand(TyperCommand):
     """A command in whose help `{rules}`, `{streams}` and so on stand for the names that can be chosen."""
 
-    def get_params(self, ctx: typer.Context) -> list[typer.core.click.Parameter]:  # type: ignore[override]
+    def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, with the names filled in."""
-        parameters = super().get_params(ctx)
+        parameters: list[Any] = super().get_params(ctx)
         for one in parameters:
             text = getattr(one, "help", None) or ""
             for kind in ("rules", "streams", "schedules", "methods", "backends", "orders"):
                 if f"{{{kind}}}" in text:
                     text = text.replace(f"{{{kind}}}", ", ".join(_names(kind)))
-                    one.help = text  # type: ignore[attr-defined]
+                    one.help = text
         return parameters
 
 

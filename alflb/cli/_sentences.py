@@ -64,8 +64,8 @@ def of_run(facts: Row) -> str:
 def of_solution(solution: AssignmentSolution, max_vio_unbiased: float) -> str:
     """What the certificate means."""
     return (
-        f"Certified: there is a balanced plan worth {solution.value:.10g} score units, and by weak duality none is worth "
-        "more. "
+        f"Certified: there is a balanced plan worth {solution.value:.10g} score units, and by weak duality none "
+        "is worth more. "
         f"Without a bias the busiest expert takes {1 + max_vio_unbiased:.3g} times its share."
     )
 

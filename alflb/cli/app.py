@@ -13,6 +13,7 @@ from alflb.cli.guarantees import regret, schedules, verify
 from alflb.cli.run import advise, simulate, solve
 from alflb.cli.study import study
 from alflb.cli.traces import convert, inspect
+from alflb.cli.training import capture, diagnose
 
 app = typer.Typer(
     name="alflb",
@@ -42,7 +43,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for command in (study, simulate, solve, advise, verify, regret, schedules, inspect, convert, doctor):
+for command in (study, simulate, solve, advise, verify, regret, schedules, inspect, convert, capture, diagnose, doctor):
     app.command(cls=ListingCommand)(command)
 
 

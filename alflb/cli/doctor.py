@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import tempfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -104,31 +103,20 @@ def _usable_cores() -> int:
 
 
 def compiled_kernels() -> int | None:
-    """How many compiled functions the kernels' cache holds; None if there is no cache."""
-    try:
-        from alflb.kernels import _compiled
-    except RuntimeError:  # numba's, when it finds no folder to write to
-        return None
-    return len(list(Path(_compiled.route_chunks.stats.cache_path).glob("*.nbi")))
+    """How many compiled functions the kernels' cache holds; None if no folder for it can be written."""
+    from alflb.kernels._jit import cache_folder
+
+    folder = cache_folder()
+    return None if folder is None else len(list(folder.glob("*.nbi")))
 
 
 def _kernel_cache() -> Finding:
     """Compiled kernels are kept on disk; without that every process compiles anew, for tens of seconds."""
-    try:
-        from alflb.kernels import _compiled
-    except RuntimeError as error:  # numba's, when it finds no folder to write to
-        return Finding(
-            "kernel cache", "-", f"none ({error}); set NUMBA_CACHE_DIR to a folder that can be written", False
-        )
-    folder = Path(_compiled.route_chunks.stats.cache_path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        state = f"{folder} cannot be written ({error.strerror}); set NUMBA_CACHE_DIR to a folder that can"
-        return Finding("kernel cache", "-", state, False)
-    compiled = len(list(folder.glob("*.nbi")))
+    from alflb.kernels._jit import cache_folder
+
+    folder, compiled = cache_folder(), compiled_kernels()
+    if compiled is None:
+        return Finding("kernel cache", "-", "no folder can be written; set NUMBA_CACHE_DIR to one that can", False)
     return Finding("kernel cache", "-", f"{folder}, can be written, {compiled} functions in it", True)
 
 

@@ -54,15 +54,16 @@ def study(
     """
     from alflb.io import require_writable
     from alflb.studies.executors import open_executor
-    from alflb.studies.study import DEFAULT_ARMS, DEFAULT_STEP_SIZES, FULL, SMOKE, Study, run_study
+    from alflb.studies.study import DEFAULT_ARMS, FULL, SMOKE, Study, run_study
 
     plan = Study(
         trace=open_trace(trace, array, top_k),
         arms=_parse_arms(rules) if rules else DEFAULT_ARMS,
-        step_sizes=_parse_numbers(step_sizes) if step_sizes else DEFAULT_STEP_SIZES,
+        step_sizes=_parse_numbers(step_sizes) if step_sizes else None,
         size=SMOKE if smoke else FULL,
         num_steps=steps,
         seed=seed,
+        **({} if trace is None else {"name": trace.name}),
     )
     require_writable(out_folder)
     announce_compilation()
@@ -76,13 +77,14 @@ def study(
         print(report.as_json())
     else:
         _print_checks(report.checks)
-        conclude(of_report(report))
+        conclude(report.conclusion)
         out.print(f"report: {plain(str(report.path))}", soft_wrap=True, highlight=False)
     if not report.holds:
         raise SystemExit(1)
 
 
 def _parse_arms(text: str) -> list[tuple[str, str]]:
+    """RULE:SCHEDULE, commas between; constant steps where no schedule is named."""
     arms = []
     for item in text.split(","):
         rule, _, schedule = item.strip().partition(":")

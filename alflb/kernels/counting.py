@@ -5,7 +5,8 @@ routed as it is. A batch that comes again, the deterministic setting, is routed 
 
 Let a token's margin be its K-th minus its (K+1)-th biased score when it was last routed. Its set of experts
 can change only if some expert gained on another by at least the margin since then, so never before the
-bias changes of the steps in between, each measured by max - min over the experts, add up to the margin.
+bias changes of the steps in between, each measured by max - min over the experts, add up to the margin. A token
+with fewer than K experts that are not forbidden has no margin, and takes the same experts whatever the bias.
 `FixedScores` adds these spreads up as *travel*, notes for each token the travel at which it *expires*, and
 routes the expired tokens only. A guard is taken off for rounding, so the loads are those of the plain way, bit
 for bit. Where too many tokens expire at each step, the plain way is faster: `FixedScores` then takes it, for
@@ -63,6 +64,7 @@ class FixedScores:
         self._scores_TE = scores_TE
         self._top_k = top_k
         self._largest_score = float(np.max(np.abs(scores_TE), where=np.isfinite(scores_TE), initial=0.0))
+        self._most_bias = float(np.finfo(scores_TE.dtype).max) / 2 - self._largest_score
         self._pause = _SHORTEST_PAUSE
         self._steps_to_wait = 0
         self._route_all_next = True
@@ -72,10 +74,13 @@ class FixedScores:
         if self._steps_to_wait > 0:
             self._steps_to_wait -= 1
             return self._plain_loads(bias_E)
+        if np.abs(bias_E).max() >= self._most_bias:  # sums that overflow to -inf have margins that mean nothing
+            self._route_all_next = True
+            return self._plain_loads(bias_E)
         if self._route_all_next:
             return self._route_all(bias_E)
         self._travel_to(bias_E)
-        expired = np.flatnonzero(~(self._expiry_T > self._travel + self._guard()))  # an undefined margin is none
+        expired = np.flatnonzero(self._expiry_T <= self._travel + self._guard())  # NaN, no margin, never expires
         if expired.size > _MOST_EXPIRED * len(self._scores_TE):
             self._steps_to_wait = self._pause
             self._pause = min(4 * self._pause, _LONGEST_PAUSE)

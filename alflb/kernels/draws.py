@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.kernels.laws import DISTRIBUTIONS
 from alflb.registry import unknown_name
 
-DISTRIBUTIONS = ("uniform", "logistic", "gumbel", "normal")
-"""Standard laws that scores can be drawn from: U(0, 1), Logistic(0, 1), Gumbel(0, 1), N(0, 1)."""
+__all__ = ["DISTRIBUTIONS", "Draw", "draw_key"]
+
+_CHUNK = 2048
+"""Tokens that a thread draws at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +48,19 @@ class Draw:
 
     def scores(self) -> NDArray[np.float32]:
         """The scores as a (T, E) array."""
-        from alflb.kernels import numba_
+        from alflb.kernels._draws import draw_rows, make_source  # compiled code, for those who need it only
+        from alflb.kernels._sharing import share_out
 
-        return numba_.draw_scores(self)
+        num_experts = self.offset_E.size
+        scores_TE = np.empty((self.num_tokens, num_experts), dtype=np.float32)
+
+        def work(first: int, last: int) -> None:
+            rows_TE = scores_TE[first * _CHUNK : last * _CHUNK]
+            source = make_source(self.distribution, self.key, self.offset_E)
+            draw_rows(source, first * _CHUNK, len(rows_TE), rows_TE.reshape(-1), num_experts)
+
+        share_out(-(-self.num_tokens // _CHUNK), work)
+        return scores_TE
 
 
 def draw_key(name: str, *numbers: int) -> int:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.kernels import Allocation, _compiled
+from alflb.kernels import Allocation, laws
 from alflb.kernels.draws import Draw
 from alflb.problem import FloatArray, check_top_k
 
@@ -375,8 +375,7 @@ def _as_tensor(array: NDArray[Any]) -> Tensor:
 
 # ------------------------------------------------------------------------------------- drawn scores
 #
-# The formulas of `alflb.kernels._compiled`, operation by operation. An operation of torch is one rounding, on every
-# device, and so is its division. Python numbers below are exact in float32.
+# The formulas of `alflb.kernels.laws`. An operation of torch is one rounding, on every device, and so is its division.
 
 
 def _draw(draw: Draw, first: int, last: int, device: torch.device) -> Tensor:
@@ -395,20 +394,15 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
-_GOLDEN, _MIX_1, _MIX_2 = (_signed(int(word)) for word in (_compiled._GOLDEN, _compiled._MIX_1, _compiled._MIX_2))
-_SQRT_HALF_BITS = int(_compiled._SQRT_HALF_BITS)
-_LN_2_HIGH, _LN_2_LOW = float(_compiled._LN_2_HIGH), float(_compiled._LN_2_LOW)
-_LOG, _NORMAL_CENTRE, _NORMAL_TAIL = (
-    tuple(float(c) for c in polynomial)
-    for polynomial in (_compiled._LOG, _compiled._NORMAL_CENTRE, _compiled._NORMAL_TAIL)
-)
+_GOLDEN, _MIX_1, _MIX_2 = (_signed(word) for word in (laws.GOLDEN, laws.MIX_1, laws.MIX_2))
 
 
 def _hash(z: Tensor) -> Tensor:
     """The last steps of splitmix64; products wrap around as they do in uint64."""
-    z = (z ^ _shift_right(z, 30)) * _MIX_1
-    z = (z ^ _shift_right(z, 27)) * _MIX_2
-    return z ^ _shift_right(z, 31)
+    first, second, third = laws.SHIFTS
+    z = (z ^ _shift_right(z, first)) * _MIX_1
+    z = (z ^ _shift_right(z, second)) * _MIX_2
+    return z ^ _shift_right(z, third)
 
 
 def _shift_right(z: Tensor, places: int) -> Tensor:
@@ -417,29 +411,27 @@ def _shift_right(z: Tensor, places: int) -> Tensor:
 
 
 def _uniform(half: Tensor, offset_E: Tensor) -> Tensor:
-    return ((half >> 8) & 0xFFFFFF).float() * 2.0**-24 + offset_E
+    return ((half >> 8) & 0xFFFFFF).float() * laws.TWO_TO_MINUS_24 + offset_E
 
 
 def _logistic(half: Tensor, offset_E: Tensor) -> Tensor:
-    v = _tail(half)
-    return _mirrored(_log((1 - v) / v), half) + offset_E
+    return _mirrored(_log(laws.odds(_tail(half))), half) + offset_E
 
 
 def _gumbel(half: Tensor, offset_E: Tensor) -> Tensor:
     v = _tail(half)
     upper = _is_upper(half)
-    near_one = -_log_of_one_plus(-v)
-    elsewhere = -_log(torch.where(upper, 1 - v, v))
-    return offset_E - _log(torch.where(upper & (v < 0.25), near_one, elsewhere))
+    near_one = -laws.log_of_one_plus(-v)
+    elsewhere = -_log(torch.where(upper, laws.ONE - v, v))
+    return offset_E - _log(torch.where(upper & (v < laws.QUARTER), near_one, elsewhere))
 
 
 def _normal(half: Tensor, offset_E: Tensor) -> Tensor:
     v = _tail(half)
-    w = -_log(4 * v * (1 - v))
-    centre = _polynomial(_NORMAL_CENTRE, w - 3)
+    w = -_log(laws.four_v_times_one_minus_v(v))
     root = w.double().sqrt().float()  # the root of a float32 alone is not exactly rounded on the CPU
-    tail = _polynomial(_NORMAL_TAIL, root - 3.5)
-    return _mirrored((1 - v - v) * torch.where(w < 6, centre, tail), half) + offset_E
+    quotient = torch.where(w < laws.SIX, laws.normal_center(w), laws.normal_tail(root))
+    return _mirrored(laws.normal_distance(v, quotient), half) + offset_E
 
 
 _LAWS = {"uniform": _uniform, "logistic": _logistic, "gumbel": _gumbel, "normal": _normal}
@@ -450,7 +442,7 @@ def _is_upper(half: Tensor) -> Tensor:
 
 
 def _tail(half: Tensor) -> Tensor:
-    return (((half >> 1) & 0x7FFFFFFF).float() + 0.5) * 2.0**-32
+    return laws.tail_probability(((half >> 1) & 0x7FFFFFFF).float())
 
 
 def _mirrored(distance: Tensor, half: Tensor) -> Tensor:
@@ -459,19 +451,6 @@ def _mirrored(distance: Tensor, half: Tensor) -> Tensor:
 
 def _log(x: Tensor) -> Tensor:
     bits = x.view(torch.int32)
-    exponent = (bits - _SQRT_HALF_BITS) >> 23
+    exponent = (bits - laws.SQRT_HALF_BITS) >> 23
     mantissa = (bits - (exponent << 23)).view(torch.float32)
-    log_m, exponent = _log_of_one_plus(mantissa - 1), exponent.float()
-    return log_m + exponent * _LN_2_LOW + exponent * _LN_2_HIGH
-
-
-def _log_of_one_plus(f: Tensor) -> Tensor:
-    return f - 0.5 * f * f + f * f * f * _polynomial(_LOG, f)
-
-
-def _polynomial(c: tuple[float, ...], x: Tensor) -> Tensor:
-    x2 = x * x
-    x4 = x2 * x2
-    low = (c[0] + c[1] * x) + (c[2] + c[3] * x) * x2
-    high = (c[4] + c[5] * x) + (c[6] + c[7] * x) * x2
-    return low + (high + c[8] * x4) * x4
+    return laws.log_of_parts(mantissa, exponent.float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike
@@ -56,12 +57,12 @@ def plot_scores(scores_TE: ArrayLike, loads: Mapping[str, ArrayLike], target_loa
 
 
 @styled
-def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title: str) -> Figure:
-    """Dual gap D(p_n) - LP* and MaxVio of runs on one fixed batch, one curve a step size.
+def plot_convergence(runs: Mapping[float | None, Trajectory], lp_value: float) -> Figure:
+    """Dual gap D(p_n) - LP* and MaxVio of runs on one fixed batch, one curve per step size.
 
     Parameters
     ----------
-    runs : mapping of step size to Trajectory
+    runs : mapping of step size (None for a rule without one) to Trajectory
         Runs recorded with the observer ``dual_value``.
     lp_value : float
         LP*, the exact optimum of the same batch.
@@ -69,32 +70,32 @@ def plot_convergence(runs: Mapping[float, Trajectory], lp_value: float, *, title
     figure, (left, right) = new_figure(1, 2, height=3.0)
     colors = ramp(len(runs))
     floor = 1e-14 * abs(lp_value)  # a gap of exactly zero has no place on a log axis
-    for (step_size, run), color in zip(sorted(runs.items()), colors):
+    for (step_size, run), color in zip(_by_step_size(runs), colors):
         steps = np.arange(1, run.num_steps + 1)
         gap = np.maximum(run.series["dual_value"] - lp_value, floor) / abs(lp_value)
         left.loglog(steps, gap, color=color, label=f"u = {_short(step_size)}")
         right.loglog(steps, np.maximum(metrics.max_vio(run), 1e-5), color=color)
-    left.set(xlabel="step n", ylabel="(D(p$_n$) − LP*) / LP*", title=f"{title}: dual gap")
-    right.set(xlabel="step n", ylabel="MaxVio = max load / L − 1", title=f"{title}: violation")
+    left.set(xlabel="step n", ylabel="(D(p$_n$) − LP*) / LP*", title="Dual gap")
+    right.set(xlabel="step n", ylabel="MaxVio = max load / L − 1", title="Violation")
     plain_ticks(right.yaxis)
     legend_below(figure, left)
     return figure
 
 
 @styled
-def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Figure:
+def plot_condition(runs: Mapping[float | None, Trajectory], rows: Sequence[Row]) -> Figure:
     """Where the monotonicity condition of claim C2 holds: switching benefit over descent term, step by step.
 
     Parameters
     ----------
-    runs : mapping of step size to Trajectory
+    runs : mapping of step size (None for a rule without one) to Trajectory
         Runs on one fixed batch, recorded with ``benefit`` and ``monotonicity_slack``. A ratio above 1 is a step on
         which D rose.
     rows : sequence of rows
         Columns ``rule``, ``schedule``, ``step_size``, ``dual_rises``, ``num_steps``: the share of such steps.
     """
     figure, (left, right) = new_figure(1, 2, height=3.1)
-    for (step_size, run), color in zip(sorted(runs.items()), ramp(len(runs))):
+    for (step_size, run), color in zip(_by_step_size(runs), ramp(len(runs))):
         benefit = run.series["benefit"]
         descent = run.series["monotonicity_slack"] + benefit
         steps = np.arange(1, run.num_steps + 1)
@@ -103,18 +104,14 @@ def plot_condition(runs: Mapping[float, Trajectory], rows: Sequence[Row]) -> Fig
         left.loglog(steps[shown], ratio, ".", color=color, markersize=2.5, label=f"u = {_short(step_size)}")
     left.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     left.annotate("D rises", (0.02, 1.2), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-    left.set(xlabel="step n", ylabel=r"benefit $\sum b_i$ / descent $\sum \epsilon_k (A_k - L)^2$", title="Sign rule")
+    left.set(
+        xlabel="step n", ylabel=r"benefit $\sum b_i$ / descent $\sum \epsilon_k (A_k - L)^2$", title="Step by step"
+    )
     left.set_ylim(top=1e3)  # room for the legend
     left.legend(markerscale=4, fontsize=7, loc="upper left", ncols=2)
     for position, (name, chosen) in enumerate(_by_arm(rows).items()):
-        ordered = sorted(chosen, key=lambda row: row["step_size"])
-        right.semilogx(
-            [row["step_size"] for row in ordered],
-            [row["dual_rises"] / row["num_steps"] for row in ordered],
-            color=CATEGORIES[position % len(CATEGORIES)],
-            marker=MARKERS[position % len(MARKERS)],
-            label=name,
-        )
+        _draw_over_steps(right, chosen, lambda row: row["dual_rises"] / row["num_steps"], position, name)
+    right.set_xscale("log")
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.set(xlabel="step size u (score units)", ylabel="steps on which D rose", title="How often the condition fails")
     right.set_ylim(top=0.75)  # room for the legend; more than every other step cannot go up for long
@@ -182,17 +179,12 @@ def plot_step_sizes(
     figure, axes = new_figure(1, len(panels), height=2.9, sharey=True)
     for axis, (title, rows) in zip(axes, panels.items()):
         for position, (name, chosen) in enumerate(_by_arm(rows).items()):
-            ordered = sorted(chosen, key=lambda row: row["step_size"])
-            axis.loglog(
-                [row["step_size"] for row in ordered],
-                [max(row[column], 1e-4) for row in ordered],
-                color=CATEGORIES[position % len(CATEGORIES)],
-                marker=MARKERS[position % len(MARKERS)],
-                label=name,
-            )
+            _draw_over_steps(axis, chosen, lambda row: max(row[column], 1e-4), position, name)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
         if title in baselines:
             axis.axhline(baselines[title], color="black", linewidth=0.8, linestyle=":", label="no bias")
-        axis.set(xlabel="step size u (score units)", title=title)
+        axis.set(xlabel="step size u (score units)", title=title.replace(", ", ",\n"))
     axes[0].set_ylabel(label)
     plain_ticks(axes[0].yaxis)
     legend_below(figure, axes[0])
@@ -208,10 +200,9 @@ def plot_pareto(panels: Mapping[str, Sequence[Row]], *, label: str) -> Figure:
     figure, axes = new_figure(1, len(panels), height=3.0, sharey=True)
     for axis, (title, rows) in zip(axes, panels.items()):
         for position, (name, chosen) in enumerate(_by_arm(rows).items()):
-            ordered = sorted(chosen, key=lambda row: row["step_size"])
             axis.semilogx(
-                [max(row["max_vio_tail"], 1e-4) for row in ordered],
-                [row["affinity_ratio"] - 1.0 for row in ordered],
+                [max(row["max_vio_tail"], 1e-4) for row in chosen],
+                [row["affinity_ratio"] - 1.0 for row in chosen],
                 color=CATEGORIES[position % len(CATEGORIES)],
                 marker=MARKERS[position % len(MARKERS)],
                 linestyle="none",
@@ -264,7 +255,7 @@ def plot_gap_bounds(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure
 
 @styled
 def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Mapping[str, Trajectory]) -> Figure:
-    """Real text is not stationary: a fitted bias on held-out tokens, and MaxVio of batch after batch.
+    """Whether tokens are stationary: a fitted bias on held-out tokens, and MaxVio of batch after batch.
 
     Parameters
     ----------
@@ -309,6 +300,17 @@ def plot_schedules(schedules: Mapping[str, Schedule], num_steps: int) -> Figure:
     return figure
 
 
+def _draw_over_steps(axis: Axes, rows: Sequence[Row], value: Callable[[Row], float], position: int, name: str) -> None:
+    """One arm's number against its step sizes; a level line for an arm that has none."""
+    color = CATEGORIES[position % len(CATEGORIES)]
+    if rows[0]["step_size"] is None:
+        axis.axhline(value(rows[0]), color=color, linestyle="--", label=name)
+        return
+    ordered = sorted(rows, key=lambda row: row["step_size"])
+    steps, marker = [row["step_size"] for row in ordered], MARKERS[position % len(MARKERS)]
+    axis.plot(steps, [value(row) for row in ordered], color=color, marker=marker, label=name)
+
+
 def _by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
     arms: dict[str, list[Row]] = {}
     for row in rows:
@@ -320,11 +322,24 @@ def arm_name(row: Row) -> str:
     """A rule and its schedule in a few words."""
     words = {"constant": "constant u", "inverse_sqrt": "u/√n", "inverse": "u/n", "linear": "linear decay"}
     rule = str(row["rule"]).replace("_", " ")
+    if row["schedule"] == "none":
+        return rule
     return f"{rule}, {words.get(row['schedule'], row['schedule'])}"
 
 
-def _short(step_size: float) -> str:
+def step_words(row: Row) -> str:
+    """A row's step size; "none" for a rule without one."""
+    return _short(row["step_size"])
+
+
+def _by_step_size(runs: Mapping[float | None, Trajectory]) -> list[tuple[float | None, Trajectory]]:
+    return sorted(runs.items(), key=lambda item: item[0] or 0.0)
+
+
+def _short(step_size: float | None) -> str:
     """3e-4 as 3·10⁻⁴, plain numbers as they are."""
+    if step_size is None:
+        return "none"
     if step_size >= 0.01:
         return f"{step_size:g}"
     mantissa, exponent = f"{step_size:.0e}".split("e")

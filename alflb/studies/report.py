@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -20,23 +20,30 @@ from matplotlib.figure import Figure
 
 from alflb import __version__, duality, metrics
 from alflb.io import Row, provenance, write_text
-from alflb.plotting import save_figure
+from alflb.plotting import RED, save_figure
 from alflb.problem import AssignmentProblem
 from alflb.studies import figures
 from alflb.studies.claims import run_checks
-from alflb.studies.study import PORTRAIT_STEP_SIZE, StudyResult
+from alflb.studies.study import PORTRAIT_STEP_SIZE, SMOKE, Study, StudyResult
 from alflb.studies.sweep import Progress, Silent
+from alflb.trajectory import Trajectory
 from alflb.verdict import Verdict
 
-SOURCE_TITLES = {
-    "trace": "real trace",
-    "linear_router": "linear router",
-    "uniform": "uniform",
-    "trace_text": "real text, in order",
-    "trace_shuffled": "real text, shuffled",
-    "logistic": "logistic",
-    "drift": "drifting logistic",
-}
+NEAR_OPTIMAL_GAP, NEAR_OPTIMAL_MAX_VIO = 1e-3, 0.01
+"""What "near-optimal" means in the report: relative dual gap, and MaxVio above what ties leave."""
+SMOKE_BANNER = "smoke size: shows that everything runs, the numbers mean nothing"
+
+
+def source_title(study: Study, source: str) -> str:
+    """How a source is called in text and figures; a trace by its own name."""
+    titles = {
+        "trace": study.name,
+        "linear_router": "linear router",
+        "trace_text": f"{study.name}, in order",
+        "trace_shuffled": f"{study.name}, shuffled",
+        "drift": "drifting logistic",
+    }
+    return titles.get(source, source)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,19 @@ class Report:
         """Whether every check holds."""
         return all(check.holds for check in self.checks)
 
+    @property
+    def conclusion(self) -> str:
+        """The answer in two sentences: near-optimal or not, and which step size to use."""
+        said = self.headline
+        near = "ALF-LB is near-optimal here" if said["is_near_optimal"] else "ALF-LB was not near-optimal in these runs"
+        best = f"{near}: MaxVio {two_digits(said['best_max_vio'])} on a fixed batch ({said['best_arm']})."
+        if said["advised_step_size"] is None:
+            return best
+        return (
+            f"{best} On fresh batches use the sign rule with u = {two_digits(said['advised_step_size'])}: MaxVio "
+            f"{said['advised_max_vio']:.3g}, of which {said['sampling_floor']:.3g} is sampling."
+        )
+
     def as_json(self) -> str:
         """The short version for machines."""
         checks = [asdict(check) for check in self.checks]
@@ -64,7 +84,10 @@ def write_report(result: StudyResult, progress: Progress | None = None) -> Repor
     progress.begin("figures", len(_FIGURES))
     pictures = {}
     for name, draw in _FIGURES.items():
-        pictures[name] = save_figure(draw(result), result.folder / "figures" / name)
+        figure = draw(result)
+        if result.study.size == SMOKE:
+            figure.suptitle(SMOKE_BANNER.upper(), color=RED, fontsize=8, fontweight="bold")
+        pictures[name] = save_figure(figure, result.folder / "figures" / name)
         progress.advance(1)
     checks = run_checks(result)
     headline = _headline(result)
@@ -73,7 +96,10 @@ def write_report(result: StudyResult, progress: Progress | None = None) -> Repor
         figure={name: _embedded(png) for name, (png, _) in pictures.items()},
         checks=checks,
         headline=headline,
-        optima=[_optimum_words(row) for row in result.select(kind="optimum")],
+        name=result.study.name,
+        smoke_banner=SMOKE_BANNER if result.study.size == SMOKE else "",
+        advice={row["source"]: row for row in result.select(kind="advice")},
+        optima=[_optimum_words(result, row) for row in result.select(kind="optimum")],
         best=_best_rows(result),
         streams=_stream_rows(result),
         facts=_facts(result),
@@ -100,9 +126,7 @@ def _figure_scores(result: StudyResult) -> Figure:
 
 
 def _figure_convergence(result: StudyResult) -> Figure:
-    return figures.plot_convergence(
-        _sign_runs(result), result.optimum("trace")["lp_value"], title="Sign rule, real trace"
-    )
+    return figures.plot_convergence(_sign_runs(result), result.optimum("trace")["lp_value"])
 
 
 def _figure_condition(result: StudyResult) -> Figure:
@@ -112,7 +136,8 @@ def _figure_condition(result: StudyResult) -> Figure:
 def _figure_heat_map(result: StudyResult) -> Figure:
     row = _portrait(result)
     return figures.plot_load_heat_map(
-        result.trajectory(row), title=f"Loads on the real trace, {row['rule']} rule, u = {row['step_size']:g}"
+        result.trajectory(row),
+        title=f"Loads on {result.study.name}, {figures.arm_name(row)}, u = {figures.step_words(row)}",
     )
 
 
@@ -121,27 +146,30 @@ def _figure_bias_paths(result: StudyResult) -> Figure:
     return figures.plot_bias_paths(
         result.trajectory(row),
         result.optimum("trace")["lp_bias_E"],
-        title=f"Bias paths on the real trace, {row['rule']} rule, u = {row['step_size']:g}",
+        title=f"Bias paths on {result.study.name}, {figures.arm_name(row)}, u = {figures.step_words(row)}",
     )
 
 
 def _figure_step_sizes_static(result: StudyResult) -> Figure:
     optima = result.select(kind="optimum")
     return figures.plot_step_sizes(
-        {SOURCE_TITLES[row["source"]]: result.select(kind="static", source=row["source"]) for row in optima},
+        {
+            source_title(result.study, row["source"]): result.select(kind="static", source=row["source"])
+            for row in optima
+        },
         column="max_vio_tail",
         label="MaxVio, mean of the last fifth",
-        baselines={SOURCE_TITLES[row["source"]]: row["greedy_max_vio"] for row in optima},
+        baselines={source_title(result.study, row["source"]): row["greedy_max_vio"] for row in optima},
     )
 
 
 def _figure_step_sizes_streams(result: StudyResult) -> Figure:
     baselines = result.select(kind="stream", rule="none")
     return figures.plot_step_sizes(
-        {SOURCE_TITLES[row["source"]]: _stream_arms(result, row["source"]) for row in baselines},
+        {source_title(result.study, row["source"]): _stream_arms(result, row["source"]) for row in baselines},
         column="max_vio_tail",
         label="MaxVio, mean of the last fifth",
-        baselines={SOURCE_TITLES[row["source"]]: row["max_vio_tail"] for row in baselines},
+        baselines={source_title(result.study, row["source"]): row["max_vio_tail"] for row in baselines},
     )
 
 
@@ -149,7 +177,7 @@ def _figure_affinity(result: StudyResult) -> Figure:
     panels = {}
     for optimum in result.select(kind="optimum"):
         rows = result.select(kind="static", source=optimum["source"])
-        panels[SOURCE_TITLES[optimum["source"]]] = [
+        panels[source_title(result.study, optimum["source"])] = [
             {**row, "affinity_ratio": row["affinity_tail"] / optimum["lp_value"]} for row in rows
         ]
     return figures.plot_pareto(panels, label="affinity / LP* − 1, mean of the last fifth")
@@ -159,9 +187,9 @@ def _figure_gap_bound(result: StudyResult) -> Figure:
     groups = {}
     for optimum in result.select(kind="optimum"):
         rows = result.select(kind="static", source=optimum["source"])
-        groups[SOURCE_TITLES[optimum["source"]]] = (
+        groups[source_title(result.study, optimum["source"])] = (
             np.concatenate([row["gap_bound_n"] for row in rows]),
-            np.concatenate([row["dual_gap_n"] for row in rows]),
+            np.concatenate([row["gap_n"] for row in rows]),
         )
     return figures.plot_gap_bounds(groups)
 
@@ -173,7 +201,7 @@ def _figure_stationarity(result: StudyResult) -> Figure:
         for row in result.select(kind="split")
     }
     runs = {
-        SOURCE_TITLES[source]: result.trajectory(_nearest_portrait(_stream_arms(result, source)))
+        source_title(result.study, source): result.trajectory(_nearest_portrait(_stream_arms(result, source)))
         for source in ("trace_text", "trace_shuffled")
     }
     return figures.plot_stationarity(splits, runs)
@@ -194,40 +222,54 @@ _FIGURES: dict[str, Callable[[StudyResult], Figure]] = {
 
 
 def _headline(result: StudyResult) -> Row:
-    """The few numbers the summary is made of."""
+    """The few numbers the summary is made of; runs are compared by the mean MaxVio of their last fifth throughout."""
     optimum = result.optimum("trace")
-    best = min(result.select(kind="static", source="trace"), key=lambda row: row["max_vio_final"])
+    best = min(result.select(kind="static", source="trace"), key=lambda row: row["max_vio_tail"])
     portrait = _portrait(result)
     lp_value = optimum["lp_value"]
     splits = {row["half"]: row["max_vio_held_out"] for row in result.select(kind="split")}
+    (advice,) = result.select(kind="advice", source="trace_shuffled")
+    gap = _relative_gap(best, lp_value)
+    tie_floor = optimum["topk_at_lp_bias_max_vio"]
     return {
         "lp_value": lp_value,
         "greedy_affinity_over_lp": optimum["greedy_affinity"] / lp_value,
         "max_vio_unbiased": optimum["greedy_max_vio"],
         "max_vio_model_bias": _model_bias_max_vio(result),
+        "is_near_optimal": bool(gap <= NEAR_OPTIMAL_GAP and best["max_vio_tail"] <= tie_floor + NEAR_OPTIMAL_MAX_VIO),
         "best_arm": figures.arm_name(best),
-        "best_step_size": best["step_size"],
-        "best_max_vio": best["max_vio_final"],
-        "best_affinity_over_lp": best["affinity_final"] / lp_value,
-        "best_relative_gap": (best["dual_value_final"] - lp_value) / lp_value,
+        "best_step_size": figures.step_words(best),
+        "best_max_vio": best["max_vio_tail"],
+        "tie_floor": tie_floor,
+        "tie_tokens": round(tie_floor * optimum["top_k"] * optimum["num_tokens"] / optimum["num_experts"], 2),
+        "best_affinity_over_lp": best["affinity_tail"] / lp_value,
+        "best_relative_gap": gap,
         "portrait_arm": figures.arm_name(portrait),
-        "portrait_step_size": portrait["step_size"],
+        "portrait_step_size": figures.step_words(portrait),
         "portrait_max_vio": portrait["max_vio_tail"],
-        "portrait_relative_gap": (portrait["dual_value_final"] - lp_value) / lp_value,
+        "portrait_relative_gap": _relative_gap(portrait, lp_value),
         "portrait_rises": portrait["dual_rises"],
         "portrait_steps": portrait["num_steps"],
         "portrait_cycle": portrait["cycle_period"],
         "split_first": splits["first"],
         "split_random": splits["random"],
+        "advised_step_size": advice.get("advised_step_size"),
+        "advised_max_vio": advice.get("advised_max_vio_tail"),
+        "sampling_floor": advice["floor"],
     }
+
+
+def _relative_gap(row: Row, lp_value: float) -> float:
+    """(D - LP*) / |LP*| at the end of a run."""
+    return float((row["dual_value_final"] - lp_value) / abs(lp_value)) if lp_value else 0.0
 
 
 def _facts(result: StudyResult) -> Row:
     """Numbers the running text quotes."""
     runs = result.select(kind="static", source="trace")
     rising = [row for row in runs if row["dual_rises"]]
-    constant = [row for row in runs if row["schedule"] == "constant"]
-    gaps = np.concatenate([row["dual_gap_n"] for row in result.select(kind="static")])
+    constant = [row for row in runs if (row["rule"], row["schedule"]) == ("sign", "constant")]
+    gaps = np.concatenate([row["gap_n"] for row in result.select(kind="static")])
     bounds = np.concatenate([row["gap_bound_n"] for row in result.select(kind="static")])
     meaningful = bounds > 0
     trace = result.study.trace
@@ -241,7 +283,7 @@ def _facts(result: StudyResult) -> Row:
         "rising_runs": len(rising),
         "rise_share": max((row["dual_rises"] / row["num_steps"] for row in runs), default=0.0),
         "rise_arm": figures.arm_name(max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])),
-        "rise_step_size": max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])["step_size"],
+        "rise_step_size": figures.step_words(max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])),
         "constant_runs": len(constant),
         "cycles": sum(row["cycle_period"] is not None for row in constant),
         "bound_tightness": float(np.max(gaps[meaningful] / bounds[meaningful], initial=0.0)),
@@ -268,12 +310,13 @@ def _travel(result: StudyResult) -> Row:
     """How far the farthest bias has to go, how many steps of the portrait that is, and when the run was there."""
     portrait = _portrait(result)
     distance = float(np.abs(result.optimum("trace")["lp_bias_E"]).max())
+    is_constant_sign = (portrait["rule"], portrait["schedule"]) == ("sign", "constant")
     return {
         "distance": distance,
-        "steps": distance / portrait["step_size"],
+        "steps": distance / portrait["step_size"] if is_constant_sign else None,
         "settled": portrait["settling_time_10"],
-        "step_size": portrait["step_size"],
-        "is_constant_sign": (portrait["rule"], portrait["schedule"]) == ("sign", "constant"),
+        "step_size": figures.step_words(portrait),
+        "is_constant_sign": is_constant_sign,
     }
 
 
@@ -295,9 +338,10 @@ def _best_rows(result: StudyResult) -> list[Row]:
             table.append(
                 {
                     **best,
-                    "title": SOURCE_TITLES[best["source"]],
+                    "title": source_title(result.study, best["source"]),
                     "arm": arm,
-                    "relative_gap": (best["dual_value_final"] - optimum["lp_value"]) / abs(optimum["lp_value"]),
+                    "step_words": _step_words(result, best),
+                    "relative_gap": _relative_gap(best, optimum["lp_value"]),
                     "affinity_ratio": best["affinity_tail"] / optimum["lp_value"],
                 }
             )
@@ -314,8 +358,9 @@ def _stream_rows(result: StudyResult) -> list[Row]:
             table.append(
                 {
                     **best,
-                    "title": SOURCE_TITLES[best["source"]],
+                    "title": source_title(result.study, best["source"]),
                     "arm": arm,
+                    "step_words": _step_words(result, best),
                     "unbiased": baseline["max_vio_tail"],
                     "affinity_ratio": best["affinity_tail"] / baseline["affinity_tail"],
                 }
@@ -323,21 +368,27 @@ def _stream_rows(result: StudyResult) -> list[Row]:
     return table
 
 
-def _optimum_words(row: Row) -> Row:
+def _step_words(result: StudyResult, row: Row) -> str:
+    """A step size, and whether the grid ends there: then a better one may lie beyond."""
+    words, grid = figures.step_words(row), result.study.grid(row["source"])
+    at_end = len(grid) > 1 and row["step_size"] in (min(grid), max(grid))
+    return f"{words} (end of the grid)" if at_end else words
+
+
+def _optimum_words(result: StudyResult, row: Row) -> Row:
     return {
         **row,
-        "title": SOURCE_TITLES[row["source"]],
+        "title": source_title(result.study, row["source"]),
         "target_load": row["top_k"] * row["num_tokens"] / row["num_experts"],
-        "gap": row["lp_dual_value"] - row["lp_value"],
+        "gap": row["lp_upper_bound"] - row["lp_value"],
     }
 
 
-def _sign_runs(result: StudyResult) -> dict[float, Any]:
-    """Runs on the real trace of the sign rule at constant steps, or of the first arm if it was not studied."""
-    rows = result.select(kind="static", source="trace")
-    chosen = [row for row in rows if (row["rule"], row["schedule"]) == ("sign", "constant")]
-    chosen = chosen or [row for row in rows if (row["rule"], row["schedule"]) == (rows[0]["rule"], rows[0]["schedule"])]
-    return {row["step_size"]: result.trajectory(row) for row in chosen}
+def _sign_runs(result: StudyResult) -> dict[float | None, Trajectory]:
+    """Runs on the trace of the sign rule at constant steps, or of the portrait's arm if it was not studied."""
+    portrait = _portrait(result)
+    rows = result.select(kind="static", source="trace", rule=portrait["rule"], schedule=portrait["schedule"])
+    return {row["step_size"]: result.trajectory(row) for row in rows}
 
 
 def _portrait(result: StudyResult) -> Row:
@@ -346,7 +397,10 @@ def _portrait(result: StudyResult) -> Row:
 
 def _nearest_portrait(rows: Sequence[Row]) -> Row:
     """The constant-step sign run nearest to the step size in common use, or the first arm's if there is none."""
-    preferred = [row for row in rows if (row["rule"], row["schedule"]) == ("sign", "constant")] or rows
+    preferred = [row for row in rows if (row["rule"], row["schedule"]) == ("sign", "constant")]
+    preferred = preferred or [row for row in rows if row["step_size"] is not None] or list(rows)
+    if preferred[0]["step_size"] is None:
+        return preferred[0]
     return min(preferred, key=lambda row: abs(np.log(row["step_size"] / PORTRAIT_STEP_SIZE)))
 
 
@@ -358,9 +412,31 @@ def _embedded(png: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
 
 
-def _scientific(value: float) -> str:
-    """Three digits, small numbers with a power of ten, and no minus sign on zero."""
-    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value + 0.0:.4g}"
+def two_digits(value: float) -> str:
+    """Two significant digits, small numbers with a power of ten, and no minus sign on zero.
+
+    Examples
+    --------
+    >>> [two_digits(value) for value in (2.954, 0.16548, 6.51e-4, -0.0, 123.4)]
+    ['3.0', '0.17', '6.5e-04', '0', '123']
+    """
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}"
+    decimals = max(0, 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def gap_words(value: float) -> str:
+    """A gap, which cannot be negative: what is, up to the rounding of float64 sums, is rounding.
+
+    Examples
+    --------
+    >>> gap_words(0.0), gap_words(-3e-16), gap_words(2.345e-4)
+    ('0', '0 (rounding)', '2.3e-04')
+    """
+    return "0 (rounding)" if 0 < abs(value) <= 1e-13 or -1e-10 <= value < 0 else two_digits(value)
 
 
 def _environment() -> Environment:
@@ -371,7 +447,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["sci"] = _scientific
-    environment.filters["pct"] = lambda value: f"{100 * value:.2f} %"
+    environment.filters["sci"] = two_digits
+    environment.filters["gap"] = gap_words
+    environment.filters["off"] = lambda ratio: f"{100 * (ratio - 1):+.1g} %"
+    environment.filters["pct"] = lambda value: f"{100 * value:.4g} %"
     environment.filters["num"] = lambda value: f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
     return environment

@@ -1,10 +1,11 @@
 """The main job: ALF-LB on a real router trace and on synthetic streams, held against the exact optimum.
 
-Four kinds of cells, each answering one question of the report:
+Five kinds of cells, each answering one question of the report:
 
 * ``optimum``: what is the best balanced assignment of a fixed batch worth (LP*), and is that proven?
 * ``static``: on that same batch, step after step: how fast and how close does a rule come, at which step size?
 * ``stream``: on fresh batches (real text in its order, shuffled text, synthetic): how balanced does it stay?
+* ``advice``: which step size does `alflb.advise` recommend, what does it do, and the self-tuning rule beside it?
 * ``split``: does a bias fitted on one half of the trace balance the other half?
 """
 
@@ -19,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from alflb import duality, metrics
+from alflb import bounds, duality, metrics
+from alflb.advice import advise
 from alflb.exact import AssignmentSolution, recertify, solve_exact
 from alflb.io import Row, write_rows
 from alflb.observers import make_observers
 from alflb.problem import AssignmentProblem, FloatArray, check_count, check_number
 from alflb.rules import RULES, Rule, make_rule
-from alflb.schedules import make_schedule
+from alflb.schedules import Schedule, as_schedule, make_schedule, step_size_at
 from alflb.simulation import simulate
 from alflb.streams import Static, Stream, make_stream
 from alflb.streams.trace import TraceReplay
@@ -36,6 +38,9 @@ from alflb.traces import RouterTrace, load_router_trace
 from alflb.trajectory import Trajectory
 
 DEFAULT_STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Score units per step, for scores that spread like those of the shipped trace; see `scaled_step_sizes`."""
+_SHIPPED_SPREAD = 0.168
+"""Standard deviation of a token's scores over the experts, mean over the tokens of the shipped trace, score units."""
 DEFAULT_ARMS = (
     ("sign", "constant"),
     ("sign", "inverse_sqrt"),
@@ -74,30 +79,39 @@ class Study:
         Default: the trace that ships with the package.
     arms : sequence of (rule, schedule)
         Names of rules and schedules to compare.
-    step_sizes : sequence of float
-        Grid for each arm, score units per step.
+        A schedule may also be a callable of t = 1, 2, ...: then the arm has no grid and runs once per source, as does
+        an arm whose rule has no step size (write its schedule as "none").
+    step_sizes : sequence of float, optional
+        Grid of every arm, score units per step. Default: `scaled_step_sizes` of the trace on the trace, and
+        `DEFAULT_STEP_SIZES` on synthetic sources.
     size : StudySize
         `FULL` or `SMOKE`.
     num_steps : int, optional
         Overrides the steps of the static and the stream runs.
     seed : int
         Chooses the tokens of the random streams and the random split.
+    name : str
+        What the report calls the trace.
     """
 
     trace: RouterTrace = field(default_factory=load_router_trace)
-    arms: Sequence[tuple[str, str]] = DEFAULT_ARMS
-    step_sizes: Sequence[float] = DEFAULT_STEP_SIZES
+    arms: Sequence[tuple[str, str | Schedule]] = DEFAULT_ARMS
+    step_sizes: Sequence[float] | None = None
     size: StudySize = FULL
     num_steps: int | None = None
     seed: int = 0
+    name: str = "the shipped trace"
 
     def __post_init__(self) -> None:
-        if not self.arms or not self.step_sizes:
+        if not self.arms or (self.step_sizes is not None and not self.step_sizes):
             raise ValueError("a study needs at least one rule and one step size")
-        for step_size in self.step_sizes:
+        for step_size in DEFAULT_STEP_SIZES if self.step_sizes is None else self.step_sizes:
             check_number(step_size, "step_sizes", positive=True)
-            for rule, schedule in self.arms:
-                _make_rule(rule, schedule, step_size, 1)
+        names = [arm_words(*arm) for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"arms are {', '.join(' '.join(name) for name in names)}; name each of them once")
+        for rule, schedule in self.arms:
+            _make_rule(rule, schedule, 1.0, 1)
         if self.num_steps is not None:
             check_count(self.num_steps, "num_steps", minimum=2)
         if check_count(self.seed, "seed", minimum=0) >= 2**63:
@@ -115,9 +129,48 @@ class Study:
         """Steps of a run on fresh batches."""
         return self.num_steps or self.size.stream_steps
 
+    def grid(self, source: str) -> Sequence[float]:
+        """The step sizes that a source is run with."""
+        if self.step_sizes is not None:
+            return self.step_sizes
+        return scaled_step_sizes(self.trace.scores_TE) if source.startswith("trace") else DEFAULT_STEP_SIZES
+
     def trace_scores(self) -> FloatArray:
         """Scores of the trace in float64, so that certificates are limited by the problem, not by rounding."""
         return self.trace.scores_TE[: self.size.trace_tokens].astype(np.float64)
+
+
+def scaled_step_sizes(scores: ArrayLike) -> tuple[float, ...]:
+    """The default grid in the unit of these scores: logits spread wider than sigmoid scores, and need larger steps.
+
+    The grid moves by half decades, 1, 3, 10, ..., with the standard deviation of a token's scores.
+
+    Examples
+    --------
+    >>> scores_TE = np.random.default_rng(0).normal(scale=1.7, size=(100, 8))
+    >>> scaled_step_sizes(scores_TE)[0], scaled_step_sizes(scores_TE / 10)[0]
+    (0.001, 0.0001)
+    """
+    scores_TE = np.asarray(scores, dtype=np.float64)
+    deviation_T = np.std(scores_TE, axis=1, where=np.isfinite(scores_TE))
+    spread = float(np.mean(deviation_T[np.isfinite(deviation_T)]))
+    if spread == 0:
+        return DEFAULT_STEP_SIZES
+    half_decades = round(2 * np.log10(spread / _SHIPPED_SPREAD))
+    first = 2 * -4 + half_decades
+    return tuple(_half_decade(first + place) for place in range(len(DEFAULT_STEP_SIZES)))
+
+
+def _half_decade(index: int) -> float:
+    """1e-4 at -8, 3e-4 at -7, 1e-3 at -6, ..."""
+    return float(f"{3 if index % 2 else 1}e{index // 2}")
+
+
+def arm_words(rule: str, schedule: str | Schedule) -> tuple[str, str]:
+    """How an arm is called in rows and figures: its rule and its schedule, "none" for a rule without a step size."""
+    if not RULES.get(rule).takes_schedule:
+        return rule, "none"
+    return rule, getattr(schedule, "__name__", repr(schedule)) if callable(schedule) else schedule
 
 
 @dataclass(frozen=True)
@@ -168,26 +221,42 @@ def study_cells(study: Study) -> Iterator[dict[str, Any]]:
     runs += [("stream", source, study.stream_steps) for source in _stream_sources()]
     for kind, source, num_steps in runs:
         if kind == "stream":  # the baseline every affinity is compared with
-            yield _run_cell(kind, source, "none", "constant", 0.0, num_steps, common)
-        for rule, schedule in study.arms:
-            for step_size in study.step_sizes:
-                yield _run_cell(kind, source, rule, schedule, step_size, num_steps, common)
+            yield _run_cell(kind, source, "none", "none", None, num_steps, common)
+        for arm in study.arms:
+            own = {**common, **_custom(arm, num_steps)}
+            for step_size in study.grid(source) if _has_grid(*arm) else (None,):
+                yield _run_cell(kind, source, *arm_words(*arm), step_size, num_steps, own)
+    for source in ("trace_shuffled", "trace_text"):
+        yield {"kind": "advice", "source": source, "num_steps": study.stream_steps, **common}
     for half in ("first", "random"):
         yield {"kind": "split", "source": "trace", "half": half, "num_steps": study.static_steps, **common}
 
 
 def _run_cell(
-    kind: str, source: str, rule: str, schedule: str, step_size: float, num_steps: int, common: Cell
+    kind: str, source: str, rule: str, schedule: str, step_size: float | None, num_steps: int, common: Cell
 ) -> dict[str, Any]:
     return {
         "kind": kind,
         "source": source,
         "rule": rule,
         "schedule": schedule,
-        "step_size": float(step_size),
+        "step_size": None if step_size is None else float(step_size),
         "num_steps": num_steps,
         **common,
     }
+
+
+def _has_grid(rule: str, schedule: str | Schedule) -> bool:
+    """Whether an arm is run at several step sizes."""
+    return RULES.get(rule).takes_schedule and not callable(schedule)
+
+
+def _custom(arm: tuple[str, str | Schedule], num_steps: int) -> dict[str, Any]:
+    """A digest of the values of a schedule given as a callable, so that another one of its name is another cell."""
+    if not callable(arm[1]):
+        return {}
+    values = [step_size_at(arm[1], t) for t in range(1, num_steps + 1)]
+    return {"schedule_digest": hashlib.sha256(repr(values).encode()).hexdigest()[:16]}
 
 
 def _static_sources() -> tuple[str, ...]:
@@ -220,7 +289,7 @@ class _Bench:
         return float(cell["num_steps"] * self._batch_size(cell))
 
     def _batch_size(self, cell: Cell) -> int:
-        if cell["kind"] == "stream":
+        if cell["kind"] in ("stream", "advice"):
             stream, _ = self._stream(cell["source"])
             return stream.num_tokens * stream.num_experts
         return int(self.problem(cell["source"]).scores_TE.size)
@@ -259,7 +328,7 @@ class _Bench:
             "score_range": problem.score_range,
             "method": solution.method,
             "lp_value": solution.value,
-            "lp_dual_value": solution.upper_bound,
+            "lp_upper_bound": solution.upper_bound,
             "lp_residual_load": solution.residuals.load,
             "lp_residual_picks": solution.residuals.picks,
             "lp_residual_slackness": solution.residuals.slackness,
@@ -302,7 +371,7 @@ class _Bench:
             "identity_residual": max(abs(move.identity_residual) for move in moves),
             "sandwich_margin": min(min(move.change - move.lower, move.upper - move.change) for move in moves),
             "benefit_min": min(move.benefit for move in moves),
-            "dual_gap_n": [gap.dual_value - lp_value for gap in gaps],
+            "gap_n": [gap.dual_value - lp_value for gap in gaps],
             "gap_bound_n": [gap.gap_bound for gap in gaps],
             "affinity_excess_n": [gap.affinity - lp_value for gap in gaps],
             "affinity_excess_bound_n": [gap.affinity_excess_bound for gap in gaps],
@@ -350,8 +419,32 @@ class _Bench:
         }
         return Outcome([row])
 
+    def _run_advice(self, cell: Cell, advance: Advance) -> Outcome:
+        """The recommended step size, what it does on fresh batches, and the self-tuning rule on the same batches."""
+        stream, top_k = self._stream(cell["source"])
+        row: Row = {"num_tokens": stream.num_tokens, "num_experts": stream.num_experts, "top_k": top_k}
+        row["floor"] = bounds.sampling_max_vio(stream.num_tokens, top_k, stream.num_experts)
+        try:
+            advice = advise(
+                self.study.trace_scores(), top_k, batch_tokens=stream.num_tokens, num_steps=cell["num_steps"]
+            )
+        except ValueError as error:  # advise says why it cannot: K = E, forbidden pairs, too small a sample
+            return Outcome([{**row, "refusal": str(error)}])
+        rules = {"advised": make_rule("sign", advice.step_size), "self_tuning": make_rule("self_tuning")}
+        for name, rule in rules.items():
+            run = self._run_rule(cell, stream, rule, top_k, lambda units: advance(units / 2))
+            quoted = metrics.summary(run, tail=tail_steps(run.num_steps))
+            row |= {f"{name}_{number}": quoted[number] for number in ("max_vio_tail", "max_vio_global_tail")}
+        row |= {"advised_step_size": advice.step_size, "predicted_max_vio": advice.max_vio}
+        return Outcome([{**row, "arrival_steps": advice.arrival_steps, "refusal": ""}])
+
     def _simulate(self, cell: Cell, stream: Stream, top_k: int, advance: Advance) -> Trajectory:
-        rule = _make_rule(cell["rule"], cell["schedule"], cell["step_size"], cell["num_steps"])
+        named = {arm_words(*arm): arm for arm in self.study.arms}
+        arm = named.get((cell["rule"], cell["schedule"]), (cell["rule"], cell["schedule"]))
+        rule = _make_rule(*arm, cell["step_size"], cell["num_steps"])
+        return self._run_rule(cell, stream, rule, top_k, advance)
+
+    def _run_rule(self, cell: Cell, stream: Stream, rule: Rule, top_k: int, advance: Advance) -> Trajectory:
         static = cell["kind"] == "static"
         units = stream.num_tokens * stream.num_experts
         return simulate(
@@ -365,10 +458,14 @@ class _Bench:
         )
 
 
-def _make_rule(name: str, schedule: str, step_size: float, num_steps: int) -> Rule:
-    """The rule of an arm; one without a step size runs as it is."""
-    takes_schedule = RULES.get(name).takes_schedule
-    return make_rule(name, make_schedule(schedule, step_size, num_steps) if takes_schedule else None)
+def _make_rule(name: str, schedule: str | Schedule, step_size: float | None, num_steps: int) -> Rule:
+    """The rule of an arm; one without a step size runs as it is, and refuses a schedule."""
+    if not RULES.get(name).takes_schedule:
+        return make_rule(name, None if schedule in ("none", "constant") else as_schedule(schedule))
+    if callable(schedule):
+        return make_rule(name, schedule)
+    assert step_size is not None  # every arm with a named schedule has a grid
+    return make_rule(name, make_schedule(schedule, step_size, num_steps))
 
 
 def _quoted(cell: Cell, trajectory: Trajectory) -> Row:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.io import atomic_write
-from alflb.problem import FloatArray, check_bias, check_count, check_scores, check_top_k
+from alflb.problem import FloatArray, check_bias, check_count, check_enough_experts, check_scores, check_top_k
 from alflb.traces.arrays import StoredArray, TraceError, open_arrays, pick_array
 
 R = TypeVar("R")
@@ -84,7 +84,7 @@ class RouterTrace:
         scores_TE = check_scores(_widened(self.scores_TE))
         object.__setattr__(self, "scores_TE", scores_TE)
         object.__setattr__(self, "top_k", check_top_k(self.top_k, scores_TE.shape[1]))
-        _check_allowed_experts(scores_TE, self.top_k)
+        check_enough_experts(scores_TE, self.top_k, "scores")
         if self.bias_E is not None:
             object.__setattr__(self, "bias_E", check_bias(self.bias_E, scores_TE.shape[1]))
         if self.document_starts_D is not None:
@@ -272,18 +272,6 @@ def _read(arrays: Mapping[str, StoredArray], name: str) -> NDArray[Any] | None:
 def _widened(scores: Any) -> Any:
     """float16 as float32; anything else as it is."""
     return scores.astype(np.float32) if getattr(scores, "dtype", None) == np.float16 else scores
-
-
-def _check_allowed_experts(scores_TE: FloatArray, top_k: int) -> None:
-    if scores_TE.min() > -np.inf:
-        return
-    allowed_T = np.count_nonzero(scores_TE > -np.inf, axis=1)
-    token = int(np.argmin(allowed_T))
-    if allowed_T[token] < top_k:
-        raise ValueError(
-            f"scores: token {token} has {allowed_T[token]} experts with a score above -inf but top_k is {top_k}; "
-            "if it is padding, drop it or mark it as padding"
-        )
 
 
 def _checked_starts(starts: NDArray[Any], num_tokens: int) -> NDArray[np.int64]:

@@ -15,13 +15,14 @@ from torch import nn
 
 from alflb.problem import check_count, check_top_k
 from alflb.rules import Rule, Sight, make_rule
+from alflb.rules.binned_qb import BinnedQuantileBalancing
 from alflb.schedules import Schedule
 from alflb.training.bias_slot import BiasSlot
 from alflb.training.exchange import Exchange
-from alflb.training.layer import Counted, Layer, refuse_missing, watch
+from alflb.training.layer import Counted, Layer, refuse_missing, watch, watch_scores
 from alflb.training.padding import Padding
 from alflb.training.routers import add_bias as add_bias_to
-from alflb.training.routers import find_routers
+from alflb.training.routers import find_choosers, find_routers
 from alflb.training.step_report import StepReport
 
 _FORMAT = "alflb.training.LoadBalancer"
@@ -82,7 +83,8 @@ class LoadBalancer:
             A transformers model, or one whose router has been described (`describe_router`); wrapped in DDP or not.
             Attach to the module that the training loop calls, so that its ``attention_mask`` is seen.
         rule : str or Rule
-            A load-only rule by name (`alflb.rule_names`) or as an object.
+            A load-only rule by name (`alflb.rule_names`) or as an object; or "binned_qb", whose counts of scores are
+            summed with the loads.
         schedule : float or Schedule, optional
             Step size in score units for a rule given by name; the rule's own default (1e-3 for most) if not given.
             A rule given as an object has its own.
@@ -120,7 +122,7 @@ class LoadBalancer:
         >>> int(report.layers[0].load_E.sum())
         64
         """
-        rule = _load_only(rule, schedule)
+        rule = _checked_rule(rule, schedule)
         if add_bias:
             add_bias_to(model)
         routers = find_routers(model)
@@ -132,6 +134,8 @@ class LoadBalancer:
         balancer = cls(layers, rule, process_group, on_step)
         for router, layer in zip(routers, layers):
             balancer._handles += watch(router, layer, balancer._padding)
+        if rule.sees is not Sight.LOADS:
+            balancer._watch_scores(model)
         balancer._handles += balancer._padding.watch(model)
         return balancer
 
@@ -172,7 +176,11 @@ class LoadBalancer:
         >>> balancer.biases["layer_00"].tolist()
         [-0.5, 0.5, 0.0, 0.0]
         """
-        rule = _load_only(rule, schedule)
+        rule = _checked_rule(rule, schedule)
+        if rule.sees is not Sight.LOADS:
+            raise ValueError(
+                f"{rule!r} sees scores, which a balancer without a model does not; choose a load-only rule"
+            )
         if not isinstance(num_experts, Mapping):
             num_experts = {f"layer_{n:02d}": count for n, count in enumerate(num_experts)}
         layers = []
@@ -343,13 +351,23 @@ class LoadBalancer:
         count = f"{len(self._layers)} layer{'' if len(self._layers) == 1 else 's'}"
         return f"LoadBalancer({count}, rule={self.rule!r}, num_steps={self.num_steps})"
 
+    def _watch_scores(self, model: nn.Module) -> None:
+        """Show every layer's scores to its bins."""
+        choosers = {chooser.name: chooser for chooser in find_choosers(model)}
+        blind = [name for name in self._layers if name not in choosers]
+        if blind:
+            self.detach()
+            raise ValueError(f"{self.rule!r} sees scores, but {', '.join(blind)} do not choose by torch.topk")
+        for name, layer in self._layers.items():
+            self._handles += watch_scores(choosers[name], layer, self._padding)
+
     def _layer(self, name: str) -> Layer:
         if name not in self._layers:
             raise ValueError(f"layer is {name!r}; this balancer has {', '.join(self._layers) or 'no layers'}")
         return self._layers[name]
 
     def _sum_counts(self) -> list[tuple[Layer, Counted]]:
-        """This rank's layers that saw tokens, with their counts of all devices and ranks: one all-reduce, one copy."""
+        """The layers that saw tokens, with their counts of all devices and ranks: one all-reduce, one copy."""
         counts = {name: layer.counts(self._device) for name, layer in self._layers.items()}
         progress = f"{_describe(self.rule)}, step {self.num_steps}"
         summed = self._exchange.sum(counts, {name: layer.bias_E for name, layer in self._layers.items()}, progress)
@@ -394,15 +412,16 @@ class LoadBalancer:
 def _refuse_half_a_batch() -> None:
     """Raise between two micro-batches of accelerate, whose optimizers do nothing there."""
     accelerate_state = sys.modules.get("accelerate.state")
-    if accelerate_state is not None and accelerate_state.GradientState._shared_state:
-        if not accelerate_state.GradientState().sync_gradients:
-            raise RuntimeError(
-                "accelerate is accumulating gradients, so optimizer.step() has just done nothing; call step() only "
-                "where accelerator.sync_gradients is true"
-            )
+    if accelerate_state is None or not accelerate_state.GradientState._shared_state:
+        return
+    if not accelerate_state.GradientState().sync_gradients:
+        raise RuntimeError(
+            "accelerate is accumulating gradients, so optimizer.step() has just done nothing; call step() only "
+            "where accelerator.sync_gradients is true"
+        )
 
 
-def _load_only(rule: str | Rule, schedule: Schedule | float | None) -> Rule:
+def _checked_rule(rule: str | Rule, schedule: Schedule | float | None) -> Rule:
     """The rule by name or as it is, unless it needs what is not there in training."""
     if isinstance(rule, str):
         rule = make_rule(rule, schedule)
@@ -412,10 +431,10 @@ def _load_only(rule: str | Rule, schedule: Schedule | float | None) -> Rule:
         )
     if not isinstance(rule, Rule):
         raise ValueError(f"rule is {rule!r}; pass a name (alflb.rule_names()) or a rule of alflb.rules")
-    if rule.sees is not Sight.LOADS:
+    if rule.sees is not Sight.LOADS and not isinstance(rule, BinnedQuantileBalancing):
         raise ValueError(
-            f"{rule!r} sees the scores, and in training only loads leave the device; choose a load-only rule such as "
-            "'sign' or 'proportional'"
+            f"{rule!r} sees the scores, and in training only counts leave the device; choose a load-only rule such as "
+            "'sign' or 'proportional', or 'binned_qb', which works on counts of scores"
         )
     return rule
 

@@ -7,12 +7,11 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from alflb.io import atomic_write
-from alflb.traces.format import TraceError, read_arrays
+from alflb.traces.arrays import TraceError, read_arrays
 from alflb.training.bias_slot import BiasSlot
 from alflb.training.routers import Router, add_bias, find_routers, has_added_bias
 
@@ -66,7 +65,7 @@ def load_biases(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
 
     Examples
     --------
-    >>> import pathlib, tempfile
+    >>> import pathlib, tempfile, torch
     >>> class Gate(torch.nn.Linear):
     ...     num_experts, top_k = 4, 2
     ...     def forward(self, x):

@@ -29,6 +29,10 @@ _UNMOVED = 0.05
 _FEWEST_CHANCES = 8
 """An expert that stayed put so often, off the mean every time, is frozen."""
 _CORRELATED = 0.2
+_ONE_WAY = 0.9
+"""Net movement over total movement of a bias that never turns back."""
+_WORSE = 1.5
+"""Counts that are so many times as far off the mean as at first have got worse."""
 _JUMP = 5.0
 """A step so many times the median one is a jump."""
 
@@ -39,7 +43,7 @@ class Suspicion:
 
     check: str
     """One of "totals", "rounded counts", "rounded bias", "resolution", "unmoved bias", "frozen experts", "sign",
-    "unrelated", "permuted", "delay", "jump" or "ranks"."""
+    "unrelated", "permuted", "runaway", "delay", "jump" or "ranks"."""
     evidence: str
     """What was seen, with numbers."""
     likely_causes: str
@@ -84,11 +88,11 @@ def diagnose(
 
     Notes
     -----
-    Meant for rules that move every unbalanced expert at every step. Of a rule that rests on purpose (a
-    schedule that ended, an update every M steps, the j largest only) "unmoved bias" and "frozen experts" are true and
-    no fault; of one with a long memory, or one that sees scores, "unrelated" may be. A dyadic step size such as 2^-10 keeps biases representable
-    in bf16 until they exceed 256 steps: "rounded bias" is then no fault. What no record of counts and biases can show:
-    counts of the wrong tokens in the right number.
+    Meant for rules that move every unbalanced expert at every step. Of a rule that rests on purpose (a schedule that
+    ended, an update every M steps, the j largest only) "unmoved bias" and "frozen experts" are true and no fault; of
+    one with a long memory, or one that sees scores, "unrelated" may be. A dyadic step size such as 2^-10 keeps biases
+    representable in bf16 until they exceed 256 steps: "rounded bias" is then no fault. What no record of counts and
+    biases can show: counts of the wrong tokens in the right number.
 
     Examples
     --------
@@ -110,6 +114,7 @@ def diagnose(
         _rounded_bias(bias_NE[-1]),
         _too_coarse(bias_NE),
         _jumped(bias_NE),
+        _running_away(bias_NE, counts_NE),
         *_not_moving(bias_NE, counts_NE),
         _not_following(bias_NE, counts_NE, load_NE, check_count(max_delay, "max_delay", minimum=0)),
     ]
@@ -248,10 +253,31 @@ def _jumped(bias_NE: FloatArray) -> Suspicion | None:
         if n > 0 and usual > 0 and _returns(bias_NE, int(n), 2 * usual):
             return Suspicion(
                 "jump",
-                f"at step {n + 1} the bias moved {size_N[n] / usual:.3g} times as far as usual, back to where it had been",
+                f"at step {n + 1} the bias moved {size_N[n] / usual:.3g} times as far as usual, to where it had been",
                 "the bias was reset, or an older checkpoint loaded, in the middle of the run",
             )
     return None
+
+
+def _running_away(bias_NE: FloatArray, counts_NE: FloatArray) -> Suspicion | None:
+    """Biases that keep going one way while the counts they are to move get worse."""
+    quarter = len(counts_NE) // 4
+    if quarter < 8:
+        return None
+    step_NE = np.diff(bias_NE, axis=0)[-2 * quarter :]
+    total_E = np.abs(step_NE).sum(axis=0)
+    one_way_E = (total_E > 0) & (np.abs(step_NE.sum(axis=0)) >= _ONE_WAY * total_E)
+    off_NE = np.abs(counts_NE / counts_NE.mean(axis=1, keepdims=True) - 1)
+    early, late = off_NE[:quarter].mean(), off_NE[-quarter:].mean()
+    if one_way_E.mean() < 0.5 or late < _WORSE * early or late < _CORRELATED:
+        return None
+    return Suspicion(
+        "runaway",
+        f"the biases of {one_way_E.sum()} of {len(one_way_E)} experts kept going one way in the last half, and counts "
+        f"are {late:.0%} off the mean, after {early:.0%} at first",
+        "the biases move other experts than those that are counted (another order or layer), the update has the wrong "
+        "sign, or the router does not use the bias",
+    )
 
 
 def _returns(bias_NE: FloatArray, n: int, tolerance: float) -> bool:
@@ -294,13 +320,11 @@ def _not_moving(bias_NE: FloatArray, counts_NE: FloatArray) -> list[Suspicion]:
     return found
 
 
-def _not_following(
-    bias_NE: FloatArray, counts_NE: FloatArray, load_NE: FloatArray, max_delay: int
-) -> Suspicion | None:
+def _not_following(bias_NE: FloatArray, counts_NE: FloatArray, load_NE: FloatArray, max_delay: int) -> Suspicion | None:
     """A bias that follows the loads the wrong way, late, in another order, or not at all."""
-    if counts_NE is not load_NE and not np.array_equal(counts_NE, load_NE):
-        if np.array_equal(np.sort(counts_NE, axis=1), np.sort(load_NE, axis=1)):
-            return _permuted("the counts are the loads in another order of the experts")
+    same_counts = np.array_equal(np.sort(counts_NE, axis=1), np.sort(load_NE, axis=1))
+    if same_counts and not np.array_equal(counts_NE, load_NE):
+        return _permuted("the counts are the loads in another order of the experts")
     if not _enough_movement(bias_NE, load_NE):
         return None
     order = _other_order(bias_NE, load_NE)

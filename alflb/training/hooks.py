@@ -20,6 +20,7 @@ class LocalHook:
         self._call = call
 
     def __call__(self, *args: Any) -> Any:
+        """What the hook does."""
         return self._call(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,7 +81,7 @@ class BiasedTopK:
 
     def enter(self, router: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the router's forward."""
-        self._modes.append(_Biased(router.expert_bias))  # type: ignore[arg-type]  # a buffer
+        self._modes.append(_Biased(router.expert_bias))
         self._modes[-1].__enter__()
 
     def leave(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -91,7 +92,7 @@ class BiasedTopK:
         return BiasedTopK, ()
 
 
-class _Watching(TorchFunctionMode):
+class _Watching(TorchFunctionMode):  # type: ignore[misc]  # untyped in torch
     """Remembers the last choice among `num_experts`."""
 
     def __init__(self, num_experts: int) -> None:
@@ -106,7 +107,7 @@ class _Watching(TorchFunctionMode):
         return result
 
 
-class _Biased(TorchFunctionMode):
+class _Biased(TorchFunctionMode):  # type: ignore[misc]  # untyped in torch
     """Ranks score + bias, returns the scores."""
 
     def __init__(self, bias_E: torch.Tensor) -> None:

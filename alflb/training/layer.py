@@ -12,12 +12,14 @@ from torch import nn
 
 from alflb.problem import check_bias
 from alflb.rules import Observation, Rule, State
+from alflb.rules.binned_qb import BinnedQuantileBalancing
 from alflb.training.bias_slot import BiasSlot
 from alflb.training.hooks import LocalHook, TopKWatcher
 from alflb.training.memory import pack, unpack
 from alflb.training.padding import Padding
 from alflb.training.picks import PickCounter
-from alflb.training.routers import Router
+from alflb.training.routers import Chooser, Router, has_added_bias
+from alflb.training.score_bins import ScoreBins
 from alflb.training.step_report import LayerReport
 
 
@@ -27,6 +29,8 @@ class Counted(NamedTuple):
     load_E: NDArray[np.int64]
     num_faulty: int
     """Picks that cannot be right."""
+    counts_EB: NDArray[np.int64]
+    """Tokens per expert and bin, for a rule that works on bins of scores; B = 0 for others."""
 
 
 class Move(NamedTuple):
@@ -57,6 +61,7 @@ class Layer:
         self.num_experts = bias.num_experts if isinstance(bias, BiasSlot) else bias
         self.weight_E = _check_target(target, self.num_experts, name)
         self.picks = PickCounter(name, self.num_experts)
+        self.bins = ScoreBins(rule, self.num_experts) if isinstance(rule, BinnedQuantileBalancing) else None
         self.frozen = False
         self.state = rule.init(self.num_experts)
         self.total_E = np.zeros(self.num_experts, dtype=np.int64)
@@ -71,21 +76,30 @@ class Layer:
 
     def count(self, module: nn.Module, picks: torch.Tensor, padding: Padding) -> None:
         """Add the picks of one forward pass, unless it is an evaluation or a recomputation."""
-        if module.training and not padding.paused and not _inside_backward():
+        if _counts_now(module, padding):
             self.picks.add(picks, padding.real_T)
+
+    def count_scores(self, module: nn.Module, ranked: torch.Tensor, picks: torch.Tensor, padding: Padding) -> None:
+        """Add the scores of one forward pass to the bins, from what the router ranked."""
+        if self.bins is not None and _counts_now(module, padding):
+            biased = ranked + module.expert_bias if has_added_bias(module) else ranked
+            self.bins.add(biased, picks, self.bias_E, padding.real_T)
 
     def counts(self, device: torch.device) -> torch.Tensor:
         """What this rank has counted, one vector of integers."""
-        return self.picks.total(device)
+        loads = self.picks.total(device)
+        return loads if self.bins is None else torch.cat([loads, self.bins.total(device)])
 
     def read_counts(self, counts: torch.Tensor) -> Counted:
         """The same, summed over ranks, in its parts."""
-        *_, num_faulty = counts.tolist()
-        return Counted(counts[: self.num_experts].numpy(), num_faulty)
+        loads, binned = counts[: self.num_experts + 1].numpy(), counts[self.num_experts + 1 :].numpy()
+        return Counted(loads[:-1], int(loads[-1]), binned.reshape(self.num_experts, -1))
 
     def clear(self) -> None:
         """Forget what has been counted."""
         self.picks.clear()
+        if self.bins is not None:
+            self.bins.clear()
 
     def refuse_faulty(self, counted: Counted) -> None:
         """ValueError if some of the picks cannot be right."""
@@ -101,7 +115,10 @@ class Layer:
         if self.frozen:
             return Move(self.bias_E, self.state)
         target_E = counted.load_E.sum() * self.weight_E / self.weight_E.sum()
-        bias_E, state = rule.step(self.bias_E, Observation(t, target_E, load_E=counted.load_E), self.state)
+        if isinstance(rule, BinnedQuantileBalancing):
+            bias_E, state = rule.bias_of_counts(counted.counts_EB, self.bias_E, target_E), self.state
+        else:
+            bias_E, state = rule.step(self.bias_E, Observation(t, target_E, load_E=counted.load_E), self.state)
         return Move(check_bias(bias_E, self.num_experts, name=f"the bias of {self.name} after step {t}"), state)
 
     def apply(self, move: Move, counted: Counted) -> None:
@@ -139,7 +156,7 @@ class Layer:
         }
 
     def check_saved(self, saved: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int64], State, bool]:
-        """Bias, summed loads, the rule's memory and whether it is frozen, out of `save`; ValueError if they do not fit."""
+        """Bias, summed loads, the rule's memory, whether it is frozen, as saved; ValueError if they do not fit."""
         refuse_missing({"bias", "total_load", "rule_state", "frozen"}, saved, f"state of layer {self.name!r}")
         bias_E = self._saved(saved, "bias", torch.float64)
         check_bias(bias_E, self.num_experts, name=f"the saved bias of layer {self.name!r}")
@@ -185,6 +202,12 @@ def watch(router: Router, layer: Layer, padding: Padding) -> list[Any]:
     return [module.register_forward_hook(LocalHook(after), prepend=True)]
 
 
+def watch_scores(chooser: Chooser, layer: Layer, padding: Padding) -> list[Any]:
+    """Count the scores of a router that chooses by ``torch.topk`` from now on."""
+    watcher = TopKWatcher(layer.num_experts, lambda *seen: layer.count_scores(*seen, padding))
+    return watcher.attach(chooser.module)
+
+
 def refuse_missing(expected: set[str], saved: Mapping[str, Any], name: str) -> None:
     """ValueError if a saved mapping lacks a key."""
     missing = sorted(expected - set(saved))
@@ -199,10 +222,15 @@ def _check_target(target: ArrayLike | None, num_experts: int, name: str) -> NDAr
     target_E = np.asarray(target, dtype=np.float64)
     if target_E.shape != (num_experts,) or not np.isfinite(target_E).all() or target_E.min() <= 0:
         raise ValueError(
-            f"target of layer {name!r} is {target_E.tolist()}; pass {num_experts} positive numbers, the loads wanted up "
-            "to a common factor"
+            f"target of layer {name!r} is {target_E.tolist()}; pass {num_experts} positive numbers, the loads "
+            "wanted up to a common factor"
         )
     return target_E
+
+
+def _counts_now(module: nn.Module, padding: Padding) -> bool:
+    """Whether a forward pass is one to count: in training, not paused, and not a recomputation."""
+    return module.training and not padding.paused and not _inside_backward()
 
 
 def _inside_backward() -> bool:

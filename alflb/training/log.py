@@ -13,6 +13,7 @@ key       dtype, shape       meaning
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 
 from alflb.io import atomic_write
 from alflb.problem import check_count
-from alflb.traces.format import FORMAT, VERSION, LoadTrace, TraceError, read_arrays, read_trace
+from alflb.traces.arrays import TraceError, read_arrays
+from alflb.traces.format import FORMAT, VERSION, LoadTrace, read_trace
 from alflb.training.step_report import LayerReport, StepReport
 
 
@@ -132,18 +134,18 @@ class _Part(NamedTuple):
     def before(self, step: int) -> _Part:
         """What was recorded before a step: a resumed run takes some steps again."""
         kept = int(np.searchsorted(self.step_N, step))
-        return self._replace(
-            load_NE=self.load_NE[:kept], bias_NE=self.bias_NE[: kept + 1], step_N=self.step_N[:kept]
-        )
+        return self._replace(load_NE=self.load_NE[:kept], bias_NE=self.bias_NE[: kept + 1], step_N=self.step_N[:kept])
 
 
 def _read_layer(files: Sequence[Path]) -> Record:
     """The files of one layer, laid end to end."""
     parts = [_read_file(file) for file in files]
-    parts = [*(part.before(later.step_N[0]) for part, later in zip(parts, parts[1:])), parts[-1]]
+    parts = [*(part.before(later.step_N[0]) for part, later in itertools.pairwise(parts)), parts[-1]]
     for earlier, later, file in zip(parts, parts[1:], files[1:]):
         if not np.array_equal(earlier.bias_NE[-1], later.bias_NE[0]):
-            raise TraceError(f"{file} does not go on where the file before it ends; steps are missing or runs are mixed")
+            raise TraceError(
+                f"{file} does not go on where the file before it ends; steps are missing or runs are mixed"
+            )
     load_NE = np.concatenate([part.load_NE for part in parts])
     bias_NE = np.concatenate([parts[0].bias_NE[:1], *(part.bias_NE[1:] for part in parts)])
     return Record(load_NE, bias_NE, parts[0].top_k)

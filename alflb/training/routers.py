@@ -213,26 +213,59 @@ def add_bias(model: nn.Module) -> list[Router]:
     >>> gate(torch.rand(5, 3)).indices[:, 0].tolist()
     [1, 1, 1, 1, 1]
     """
-    served = _routers(model)
-    biasless = [
-        (path, module, num_experts)
-        for path, module in model.named_modules()
-        if (num_experts := _choice_of(module)) is not None
-        and not any(_serves(router, path, module) for router in served)
-    ]
+    biasless = [chooser for chooser in find_choosers(model) if chooser.bias is None]
     if not biasless:
-        raise ValueError(f"{type(model).__name__} has no router to add a bias to{_why_none(model, served)}")
-    for path, module, _ in biasless:
-        if (getattr(module, "num_group", None) or 1) > 1:
+        raise ValueError(f"{type(model).__name__} has no router to add a bias to: {_why_none(model)}")
+    for chooser in biasless:
+        if chooser.groups:
             raise ValueError(
-                f"{_clean(path)} ({type(module).__name__}) chooses within {module.num_group} groups of experts; a bias "
-                "cannot be added to such a router"
+                f"{chooser.name} ({type(chooser.module).__name__}) chooses within groups of experts "
+                f"({chooser.groups}); a bias cannot be added to such a router"
             )
-    for _, module, num_experts in biasless:
-        device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-        module.register_buffer(_ADDED, torch.zeros(num_experts, dtype=torch.float32, device=device))
-        BiasedTopK().attach(module)
-    return [_added(path, module) for path, module, _ in biasless]
+    for chooser in biasless:
+        device = next((tensor.device for tensor in chooser.module.parameters()), torch.device("cpu"))
+        chooser.module.register_buffer(_ADDED, torch.zeros(chooser.num_experts, dtype=torch.float32, device=device))
+        BiasedTopK().attach(chooser.module)
+    return [_added(chooser.name, chooser.module) for chooser in biasless]
+
+
+class Chooser(NamedTuple):
+    """A module that chooses experts by ``torch.topk``."""
+
+    name: str
+    """Path of its layer in the model."""
+    module: nn.Module
+    num_experts: int
+    bias: torch.Tensor | None
+    """The selection bias it adds, if there is one."""
+
+    @property
+    def bias_is_added(self) -> bool:
+        """Whether the bias is one of `add_bias`, which the module's own code does not see."""
+        return has_added_bias(self.module)
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """``n_group`` and ``topk_group`` of a router that limits the choice to some groups of experts, else nothing."""
+        num_group, topk_group = getattr(self.module, "num_group", None), getattr(self.module, "topk_group", None)
+        if num_group is None or topk_group is None or topk_group >= num_group:
+            return {}
+        return {"n_group": num_group, "topk_group": topk_group}
+
+
+def find_choosers(model: nn.Module) -> list[Chooser]:
+    """Every module of a model that chooses experts by ``torch.topk``, with or without a bias."""
+    routers = _routers(model)
+    found = []
+    for path, module in model.named_modules():
+        if not calls_topk(module):
+            continue
+        router = next((router for router in routers if _serves(router, path, module)), None)
+        num_experts = _num_experts(module) if router is None else router.bias.numel()
+        if num_experts is not None:
+            name = _clean(path) if router is None else router.name
+            found.append(Chooser(name, module, num_experts, None if router is None else router.bias))
+    return found
 
 
 def has_added_bias(module: nn.Module) -> bool:
@@ -241,7 +274,7 @@ def has_added_bias(module: nn.Module) -> bool:
 
 
 def calls_topk(module: nn.Module) -> bool:
-    """Whether a method of the module's class calls ``torch.topk``; those of mixins, such as for generation, do not count."""
+    """Whether a method of the module's class calls ``torch.topk``; mixins, such as that of generation, do not count."""
     own = [
         cls for cls in type(module).__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch.")
     ]
@@ -264,7 +297,7 @@ def _candidates(model: nn.Module) -> Iterator[Router]:
         if has_added_bias(module):
             yield _added(path, module)
     for path, module in model.named_modules():
-        layout = next((_LAYOUTS[cls] for cls in type(module).__mro__ if cls in _LAYOUTS), None)
+        layout = _layout_of(module)
         if layout is not None:
             yield from _described(path, module, layout)
 
@@ -302,6 +335,11 @@ def _added(path: str, router: nn.Module) -> Router:
     return Router(_clean(path), router, _ADDED, router, RouterLayout(_ADDED, topk=True))
 
 
+def _layout_of(module: nn.Module) -> RouterLayout | None:
+    """The description of a module's class, or of the nearest class it is derived from."""
+    return next((_LAYOUTS[cls] for cls in type(module).__mro__ if cls in _LAYOUTS), None)
+
+
 def _described(path: str, block: nn.Module, layout: RouterLayout) -> Iterator[Router]:
     """The router of a block whose class has been described; none if this block's bias is None."""
     where = f"{type(block).__name__} at {path!r} does not fit its description"
@@ -321,13 +359,11 @@ def _described(path: str, block: nn.Module, layout: RouterLayout) -> Iterator[Ro
     yield Router(_clean(path), owner, attribute, watched, layout)
 
 
-def _choice_of(module: nn.Module) -> int | None:
-    """How many experts a module chooses among by ``torch.topk``; None if it does not choose experts."""
-    if not calls_topk(module):
-        return None
+def _num_experts(module: nn.Module) -> int | None:
+    """How many experts a module says there are; None if it says nothing, as one that chooses something else."""
     for holder in (module, getattr(module, "config", None), getattr(module, "experts", None)):
         num_experts = getattr(holder, "num_experts", None)
-        if isinstance(num_experts, int) and hasattr(module, "forward"):
+        if isinstance(num_experts, int):
             return num_experts
     return None
 
@@ -357,11 +393,10 @@ def _join(*paths: str) -> str:
     return ".".join(filter(None, paths))
 
 
-def _why_none(model: nn.Module, served: list[Router]) -> str:
-    if served:
-        return f": its {len(served)} routers have one (leave add_bias out)"
-    experts = _experts_classes(model)
-    return f": next to {', '.join(experts)} nothing chooses by torch.topk" if experts else ""
+def _why_none(model: nn.Module) -> str:
+    if find_choosers(model):
+        return "all of them have one (leave add_bias out)"
+    return "no module that has num_experts chooses by torch.topk"
 
 
 def _experts_classes(model: nn.Module) -> list[str]:
@@ -372,7 +407,7 @@ def _how_to_describe(model: nn.Module) -> str:
     """The one error for a model without a router that has a bias."""
     experts = _experts_classes(model)
     seen = f" ({', '.join(experts)} there, but no {' or '.join(_BIAS_NAMES)} next to them)" if experts else ""
-    choosing = [module for module in model.modules() if _choice_of(module) is not None]
+    choosing = [chooser.module for chooser in find_choosers(model)]
     offer = (
         f"{type(choosing[0]).__name__} can be given one: LoadBalancer.attach(model, add_bias=True). "
         if choosing
@@ -380,6 +415,8 @@ def _how_to_describe(model: nn.Module) -> str:
     )
     if any(isinstance(getattr(module, "bias", None), torch.Tensor) for module in choosing):
         offer += "(Its own 'bias' is added to the logits and changes the weights, so it is not a selection bias.) "
+    if any(_layout_of(module) is not None for module in model.modules()):
+        offer += "Some of its blocks have been described, but their bias is None: switch it on in the model's config. "
     return (
         f"found no router with a selection bias in {type(model).__name__}{seen}. {offer}"
         "If it has one, describe its block in three lines:\n"

@@ -16,7 +16,8 @@ class LayerReport:
 
     Examples
     --------
-    >>> layer = LayerReport("mlp", "layer_00", np.array([3, 0, 3]), np.array([6, 6, 6]), np.array([-0.5, 0.5, -0.5]))
+    >>> layer = LayerReport("mlp", "layer_00", np.array([3, 0, 3]), np.array([6, 6, 6]), np.array([-0.5, 0.5, -0.5]),
+    ...                     np.zeros(3))
     >>> layer.numbers()
     {'max_vio': 0.5, 'max_vio_global': 0.0, 'bias_spread': 1.0, 'dead_experts': 1, 'dead_experts_global': 0}
     """
@@ -31,7 +32,7 @@ class LayerReport:
     """The same summed over steps, since attach or the last `LoadBalancer.reset_totals`."""
     bias_E: NDArray[np.float64]
     """The bias after this step, score units."""
-    previous_bias_E: NDArray[np.float64] | None = None
+    previous_bias_E: NDArray[np.float64]
     """The bias that led to these loads."""
     target_E: NDArray[np.float64] | None = None
     """Loads wanted, up to a common factor; None for equal ones."""
@@ -86,7 +87,8 @@ class StepReport:
 
         Examples
         --------
-        >>> layer = LayerReport("mlp", "layer_00", np.array([3, 1]), np.array([3, 1]), np.array([-0.5, 0.5]))
+        >>> layer = LayerReport("mlp", "layer_00", np.array([3, 1]), np.array([3, 1]), np.array([-0.5, 0.5]),
+        ...                     np.zeros(2))
         >>> report = StepReport(1, (layer,)).as_dict()
         >>> report["alflb/layer_00/max_vio"], report["alflb/max_vio_mean"]
         (0.5, 0.5)

@@ -1,4 +1,4 @@
-"""``{experiments}``: one card per experiment page, with its figure and its verdict; and the code, below each page."""
+"""``{experiments}``: one card per experiment page, with its figure, its claim and the verdict; and the code, below each page."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _CARD = """\
 
 {question}
 
+{claim}
+
 {verdict}
 :::
 """
@@ -38,13 +40,14 @@ class Page(NamedTuple):
 
     name: str
     question: str
+    claim: str
     verdict: str
 
     @classmethod
     def read(cls, path: Path) -> Page:
-        """Take the title, ``# name: question``, and the first paragraph, which is the verdict."""
-        title, verdict, *_ = path.read_text(encoding="utf-8").split("\n\n", 2)
-        return cls(path.stem, title.partition(": ")[2], verdict)
+        """Take the title, ``# name: question``, and the first two paragraphs, the claim and the verdict."""
+        title, claim, verdict, *_ = path.read_text(encoding="utf-8").split("\n\n", 3)
+        return cls(path.stem, title.partition(": ")[2], claim, verdict)
 
 
 def read_pages(folder: Path) -> list[Page]:

@@ -70,26 +70,31 @@ THEOREMS = (
     Theorem("C4", "c4_absorbing_band", "absorbing_above", "its upper side by itself"),
     Theorem("C4", "c4_absorbing_band", "absorbing_below", "its lower side by itself"),
     Theorem("C4", "c4_absorbing_band", "absorbing_band_as_stated", "m (E - 1), as first stated"),
+    Theorem("C4", "c4_attained", "sharp_band_attained", "the sharp band is attained for every m and E"),
     Theorem("C4", "counterexamples", "half_windows_are_too_short", "m(u) in place of m(2u) is refuted"),
     Theorem("C5", "c5_finite_entry", "finite_entry", "inside the sharp band from step floor(E R / 2) on"),
     Theorem("C5", "c5_finite_entry", "finite_entry_few_experts", "from step R on, for at most three experts"),
     Theorem("C5", "counterexamples", "R_steps_are_not_enough", "R steps are not enough for four experts"),
     Theorem("C6", "c6_balance_implies_optimality", "balance_implies_optimality", "all three inequalities"),
-    Theorem("C6", "c6_balance_implies_optimality", "feasible_nearby", "a feasible assignment within V rho"),
+    Theorem("C6", "c6_balance_implies_optimality", "feasible_nearby", "the same, no optimum needed"),
     Theorem("C6", "counterexamples", "balance_bound_attained", "the first bound is attained"),
     Theorem("C6", "counterexamples", "balance_bound_needs_equal_targets", "the bound fails for unequal targets"),
-    Theorem("C10", "c10_constant_step", "constant_step", "the pathwise inequality"),
+    Theorem("C9", "c9_regret_recursion", "logarithmic_regret", "the bound, given the recursion of its proof"),
+    Theorem("C10", "c10_constant_step", "constant_step", "the pathwise inequality, any batches"),
+    Theorem("C10", "c10_constant_step", "squared_violation_le", "|A - L|^2 <= T^2 (K - K^2 / E)"),
+    Theorem("C10", "c10_constant_step", "online_regret", "a regret bound without projection, any batches"),
+    Theorem("LP", "duality", "certificate_sound", "a plan that passes the solver's certificate is optimal"),
     Theorem("LP", "duality", "weak_duality", "D(p) bounds every feasible value"),
     Theorem("LP", "duality", "complementary_slackness", "complementary slackness implies optimality"),
-    Theorem("LP", "duality", "certificate_sound", "a plan that passes the solver's certificate is optimal"),
     Theorem("LP", "duality", "exact_balance_optimal", "exact balance is optimal"),
+    Theorem("LP", "certificate", "certified_optimal", "the same as a program, for one instance at a time"),
     Theorem("BIAS", "bounded_bias", "bounded_bias", "spread(p_n) <= max(spread(p_0), rho + 2u), any batches"),
     Theorem("BIAS", "bounded_bias", "fixed_batch_gap", "D - LP* <= E B (rho + u) from step floor(E R / 2) on"),
-    Theorem("GAIN", "whiteness", "lagged_covariance", "the covariance of observations at every lag"),
     Theorem("GAIN", "whiteness", "white_iff_kalman", "observations are white iff the gain is Kalman's"),
+    Theorem("GAIN", "whiteness", "lagged_covariance", "the covariance of observations at every lag"),
     Theorem("GAIN", "whiteness", "kalman_gain_best", "that gain alone has the least next variance"),
 )
-"""Every main theorem, in the order of the claims page."""
+"""Every main theorem, the most important one of each claim first."""
 
 OTHER_CLAIMS = ("LP", "BIAS", "GAIN")
 """What is proved here and has no module of its own in `proofs_check`."""

@@ -227,10 +227,15 @@ Qed.
 
 End Rounding.
 
-(* A feasible assignment near the allocation at p, whether or not an optimal one is at hand. *)
-Theorem feasible_nearby p : exists2 x, feasible x &
-  affinity p - value x <= 2%:R^-1 * violation p * rho.
-Proof. by eexists; [exact: (rounded_feasible p) | exact: rounding_cost]. Qed.
+(* A feasible assignment near the allocation at p, whether or not an optimal one is at hand: with weak duality, this
+   bounds the supremum of the problem. *)
+Theorem feasible_nearby p : exists x, [/\ feasible x,
+  affinity p - value x <= 2%:R^-1 * violation p * rho & D p - value x <= 2%:R^-1 * violation p * (spread p + rho)].
+Proof.
+have near := rounding_cost p; eexists; split; [exact: (rounded_feasible p) | exact: near |].
+rewrite D_affinity addrAC addrC mulrDr; apply: ler_add near.
+exact: pairing_le (sum_deviations p).
+Qed.
 
 Theorem balance_implies_optimality p x : optimal x ->
   [/\ 0 <= D p - value x <= 2%:R^-1 * violation p * (spread p + rho),
@@ -240,7 +245,7 @@ Proof.
 case=> fx best; have above := weak_duality scores KE p fx.
 have pairing := pairing_le p (sum_deviations p).
 have excess_le : affinity p - value x <= 2%:R^-1 * violation p * rho.
-  have [z fz] := feasible_nearby p; apply: le_trans.
+  have [z [fz near _]] := feasible_nearby p; apply: le_trans near.
   by rewrite ler_add2l ler_opp2; apply: best.
 split=> //.
   rewrite subr_ge0 above /= D_affinity addrAC addrC mulrDr; exact: ler_add.

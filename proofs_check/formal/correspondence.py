@@ -1,7 +1,8 @@
 """The definitions that Coq reasons about, evaluated on random instances and compared with the library.
 
 A proof about other definitions would be a proof of something else. `executable.v` holds the definitions as programs,
-each proved equal to its definition; Coq evaluates them in exact rationals, and the library computes the same.
+each proved equal to its definition; Coq evaluates them in exact rationals, and the library computes the same. And the
+optima that the exact solver finds are put to Coq, which accepts them only if plan and bias prove each other optimal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alflb import bounds, duality
+from alflb.exact import solve_exact
 from alflb.kernels import reference
 from alflb.rules import make_rule
 from proofs_check import formal
@@ -52,6 +54,19 @@ def disagreements(seed: int, count: int) -> list[str]:
         if by_coq:
             found.append(f"Coq reports {len(by_coq)} numbers more than the library, on {one.as_dict()}")
     return found
+
+
+def refused_optima(seed: int, count: int) -> list[Instance]:
+    """Instances with whole targets whose optimum, as `solve_exact` found it, Coq does not accept."""
+    drawn = list(islice(filter(_is_small, draw(seed, 100 * count, integral=True)), count))
+    formal.compiled("certificate")
+    lines = [
+        "From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint rat.",
+        "From alflb Require Import executable certificate.",
+    ]
+    lines += [f"Eval vm_compute in {_certifies_call(one)}." for one in drawn]
+    answers = re.findall(r"= (true|false)", formal.run_coq("optima", "\n".join(lines)))
+    return [one for one, answer in zip(drawn, answers, strict=True) if answer == "false"]
 
 
 def by_library(one: Instance) -> Report:
@@ -112,6 +127,18 @@ def _report_call(one: Instance) -> str:
     biases = " ".join(_list(map(_integer, bias.tolist())) for bias in (one.bias, one.next_bias))
     shape = f"{one.num_tokens} {one.num_experts} {one.top_k}"
     return f"report {shape} {rows} {biases} {_integer(one.step_size)} (nseq {one.num_experts} {target})"
+
+
+def _certifies_call(one: Instance) -> str:
+    """Scores and biases are doubled: optimal biases are multiples of 1/2 here, up to a constant."""
+    solution = solve_exact(one.problem)
+    assert solution.plan is not None
+    plan = np.rint(solution.plan.toarray()).astype(int)
+    bias = np.rint(2 * (solution.bias_E - solution.bias_E[0])).astype(int)
+    target = f"(fun=> {one.top_k * one.num_tokens // one.num_experts}%:R%R)"
+    tables = " ".join(_list(_list(map(_integer, row)) for row in rows.tolist()) for rows in (2 * one.scores, plan))
+    shape = f"{one.num_tokens} {one.num_experts} {one.top_k}"
+    return f"certifies {shape} {tables} {target} (row {_list(map(_integer, bias.tolist()))})"
 
 
 def _integer(value: int) -> str:

@@ -7,33 +7,17 @@
    And what cannot be improved: the first bound of C6 is attained. *)
 
 From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint rat.
-From alflb Require Import definitions topk duality c5_finite_entry executable.
+From alflb Require Import definitions topk c5_finite_entry executable certificate.
 Set Implicit Arguments.
 Unset Strict Implicit.
 Unset Printing Implicit Defensive.
 Import Order.TTheory GRing.Theory Num.Theory.
 Local Open Scope ring_scope.
 
-(* ------------------------------------------------------- C6 and its limits *)
-(* Below, numbers are rational. *)
+(* Numbers are rational here. *)
 Local Notation Q := [realFieldType of rat].
 
-Definition matrix T E rows : 'I_T -> 'I_E -> rat := fun i k => table rows i k.
-Definition vector E (f : nat -> rat) : 'I_E -> rat := fun k => f k.
-Arguments matrix T E rows : clear implicits.
-Arguments vector E f : clear implicits.
-
-(* A plan whose value is D at some bias, both computed, is optimal by weak duality. *)
-Lemma computed_optimum T E K scores x (L p : nat -> rat) : (K <= E)%N ->
-  run_feasible T E K L (table x) ->
-  run_D T E K (table scores) L p <= run_value T E (table scores) (table x) ->
-  optimal K (matrix T E scores) (vector E L) (matrix T E x).
-Proof.
-move=> KE /run_feasibleP fx no_gap.
-have [|//] := no_gap_optimal (scores := matrix T E scores) (p := vector E p) KE fx.
-by rewrite run_DE run_valueE.
-Qed.
-
+(* ------------------------------------------------------- C6 and its limits *)
 (* Unequal targets (0, 2, 1, 1): the gap is 8 and the bound is 4. *)
 Theorem balance_bound_needs_equal_targets :
   exists (scores : 'I_2 -> 'I_4 -> rat) (L p : 'I_4 -> rat) (x : 'I_2 -> 'I_4 -> rat),
@@ -44,7 +28,7 @@ pose scores : seq (seq int) := [:: [:: 3%:Z; 0; 4%:Z; 4%:Z]; [:: 4%:Z; 2%:Z; 0; 
 pose L : seq int := [:: 0; 2%:Z; 1; 1].
 pose x : seq (seq int) := [:: [:: 0; 1; 1; 0]; [:: 0; 1; 0; 1]].
 exists (matrix 2 4 scores), (vector 4 (row L)), (vector 4 (row [::])), (matrix 2 4 x); split.
-- by apply: (computed_optimum (p := row [:: - 4%:Z; 4%:Z; 0; 0])); vm_compute.
+- by apply: (certified_optimal (p := row [:: - 4%:Z; 4%:Z; 0; 0])); vm_compute.
 - by rewrite run_DE run_valueE; apply/eqP; vm_compute.
 by rewrite run_violationE run_spreadE run_score_rangeE; apply/eqP; vm_compute.
 Qed.
@@ -60,7 +44,7 @@ pose x : seq (seq int) := [:: [:: 1; 0]; [:: 0; 1]].
 exists (matrix 2 2 [::]), (vector 2 (row [:: 1; 0])), (matrix 2 2 x).
 have -> : even Q 2 1 = vector 2 (fun=> (1 * 2)%:R / 2%:R) by [].
 split.
-- by apply: (computed_optimum (p := row [::])); vm_compute.
+- by apply: (certified_optimal (p := row [::])); vm_compute.
 - by rewrite run_DE run_valueE; apply/eqP; vm_compute.
 by rewrite run_violationE run_spreadE run_score_rangeE; apply/eqP; vm_compute.
 Qed.

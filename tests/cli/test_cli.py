@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import typer
 from _processes import restore_interrupts
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 import alflb
 from alflb.cli import describe
 from alflb.cli.app import app
+from alflb.exact import method_names
 from alflb.traces import LoadTrace, RouterTrace, write_trace
 
 SCORES = np.random.default_rng(0).random((16, 4))
@@ -52,11 +54,77 @@ def test_version(run):
     assert run("--version").stdout.strip() == alflb.__version__
 
 
-@pytest.mark.parametrize("command", ["study", "simulate", "solve", "inspect", "convert"])
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
 def test_help_explains_every_option(run, command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert command in run("--help").stdout
+
+
+def test_help_lists_what_can_be_chosen(run):
+    words = " ".join(run("simulate", "--help").stdout.replace("│", " ").split())
+    for names in (alflb.rule_names(), alflb.stream_names(), alflb.schedule_names(), alflb.backend_names()):
+        assert ", ".join(names) in words
+    assert "{" not in words
+    assert ", ".join(method_names()) in " ".join(run("solve", "--help").stdout.replace("│", " ").split())
+
+
+CONCLUSIONS = [
+    (["simulate", "--stream", "gumbel", "--tokens", "256", "--experts", "4", "--top-k", "1"], "of which 0.1"),
+    (["simulate", "--static", "--tokens", "64", "--step-size", "0.5"], "none of it is sampling"),
+    (["solve"], "Certified: there is a balanced plan worth 69692.9134 score units"),
+    (["advise", "--batch-tokens", "2048"], "Use the sign rule with u = 0.00097"),
+    (["verify", "--tokens", "64", "--steps", "50"], "All bounds hold, but C4, C5"),
+    (["regret", "--stream", "gumbel", "--tokens", "32", "--experts", "8", "--steps", "9"], "In 9 steps the rule lost"),
+    (["schedules"], "Use one by --schedule NAME"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), CONCLUSIONS, ids=lambda value: value[0] if isinstance(value, list) else ""
+)
+def test_a_command_ends_with_a_sentence_to_act_on(run, arguments, sentence):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert sentence in " ".join(result.stdout.split("\n\n")[-1].split())
+
+
+def test_verify_marks_what_is_vacuous_and_fails_with_exit_code_1(run, monkeypatch):
+    rows = json.loads(run("verify", "--tokens", "64", "--steps", "50", "--json").stdout)
+    assert [row["claim"] for row in rows] == ["C1", "C2", "C4", "C5", "C6"]
+    assert all(row["holds"] for row in rows)
+    assert "wider than L" in rows[2]["vacuous"]
+    monkeypatch.setattr(alflb.bounds, "gap_bound", lambda *widths: 0.0)
+    failed = run("verify", "--tokens", "64", "--steps", "50")
+    assert failed.exit_code == 1
+    assert "C6 FAILED" in failed.stdout
+
+
+def test_regret_and_schedules_draw_figures(run, tmp_path):
+    done = run(
+        "regret", "--stream", "gumbel", "--tokens", 32, "--experts", 8, "--steps", 9, "--figure", tmp_path / "r.png"
+    )
+    assert done.exit_code == 0, done.output
+    assert run("schedules", "--plot", tmp_path / "s").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.png", "r.svg", "s.png", "s.svg"]
+
+
+UNUSED = [
+    (["simulate", "--experts", "8"], "--num-experts"),
+    (["simulate", "--seed", "1"], "--seed"),
+    (["simulate", "--stream", "gumbel", "--order", "text"], "--order"),
+    (["simulate", "--stream", "gumbel", "--array", "a"], "--array"),
+    (["simulate", "--rule", "qb", "--step-size", "1"], "--step-size"),
+    (["simulate", "--rule", "none", "--schedule", "linear"], "--schedule"),
+    (["simulate", "--rule", "exact", "--warm-up", "3"], "--warm-up"),
+    (["regret", "--experts", "8"], "--num-experts"),
+    (["verify", "--rule", "bip", "--step-size", "1"], "--step-size"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "option"), UNUSED, ids=lambda value: " ".join(value))
+def test_an_option_without_an_effect_is_an_error(run, arguments, option):
+    assert f"{option} has no effect" in only_error(run(*arguments))
 
 
 def test_solve_prints_the_certificate(run, trace):

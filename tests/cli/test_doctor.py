@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from alflb.cli import doctor
 from alflb.cli.app import app
-from alflb.kernels import _compiled
+from alflb.kernels import _jit
 
 
 def found():
@@ -46,16 +46,8 @@ def test_extras_follow_each_other_and_say_what_they_lack(monkeypatch):
     assert items["extra flow"].holds, "nothing that is optional is a fault"
 
 
-def test_a_cache_that_cannot_be_written_is_found(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-
-    class Stats:
-        cache_path = str(tmp_path / "file" / "cache")
-
-    class Compiled:
-        stats = Stats
-
-    monkeypatch.setattr(_compiled, "route_chunks", Compiled)
+def test_a_cache_that_cannot_be_written_is_found(monkeypatch):
+    monkeypatch.setattr(_jit, "cache_folder", lambda: None)
     cache = found()["kernel cache"]
     assert not cache.holds
     assert "set NUMBA_CACHE_DIR" in cache.measured

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.sparse import csr_array
 from alflb.exact import SolverError, certify, recertify, solve_exact
 from alflb.exact.certificate import proves_optimum
 from alflb.exact.screening import refine as refine_module
+from alflb.exact.screening import solver as solver_module
 from alflb.exact.screening import sources
 from alflb.exact.screening.proof import prove_assignment
 from alflb.exact.screening.refine import refine
@@ -175,19 +177,63 @@ def test_refinement_refuses_what_does_not_prove_itself(monkeypatch, change):
         refined(HALVES, [0, 0])
 
 
-def test_refinement_looks_farther_when_prices_move_farther(monkeypatch):
-    """Of the rows that a reach of 0.001 quanta per expert leaves out, one matters; the reach grows until it is in."""
+def test_refinement_refuses_prices_that_overturn_what_was_decided(monkeypatch):
+    """Token 2 prefers expert 2 by 20 quanta and is not listed. Both other prices rise by more than it was left out for.
+
+    Nothing in the rows listed speaks against such prices.
+    """
+    scores = np.column_stack([np.vstack([HALVES, [0.0, 0.0]]), [-99.0, -99.0, 20.0]])
+    assert refined(scores, [0, 0, 0], target=(1, 1, 1)).units_N.tolist() == [0, 1, 1, 0]
+    spoiled(monkeypatch, lambda found, rows: found._replace(price_E=np.add(found.price_E, [2**58, 2**58, 0])))
+    with pytest.raises(SolverError, match="no certified optimum"):
+        refined(scores, [0, 0, 0], target=(1, 1, 1))
+
+
+DEEP = np.array([[0.125, 2.0**-100], [0.125, 0.0]])
+"""On whole numbers all equal, on the next grid the tokens are still equal, and the one below gives expert 1 token 0."""
+
+
+def test_refinement_goes_on_to_the_last_digit():
+    assert refined(DEEP, [0, 0]).units_N.tolist() == [0, 1, 1, 0]
+    assert refined(DEEP[::-1], [0, 0]).units_N.tolist() == [1, 0, 0, 1]
+
+
+def test_refinement_keeps_room_for_the_levels_to_come(monkeypatch):
+    """Prices may use up what a row was left out for on the last level, not before."""
     reaches = []
     honest = refine_module._refine_within
+    monkeypatch.setattr(refine_module, "_refine_within", lambda *all_: reaches.append(all_[-1]) or honest(*all_))
 
-    def within(*arguments):
-        reaches.append(arguments[-1])
-        return honest(*arguments)
+    def far(found, rows):
+        is_in_range = reaches[-1] < 2**20
+        price_E = np.array([0, (reaches[-1] - 1) << 40 if is_in_range else 0])
+        return found._replace(price_E=price_E, is_balanced=is_in_range)
 
-    monkeypatch.setattr(refine_module, "_refine_within", within)
-    found = refined(np.array([[9.25, 0.0], [9.5, 0.0]]), [0, 9])
-    assert found.units_N.tolist() == [0, 1, 1, 0]
-    assert reaches[-1] >= reaches[0]
+    spoiled(monkeypatch, far)
+    monkeypatch.setattr(refine_module, "_next_exponent", lambda level, exponent, num_experts: exponent - 40)
+    with pytest.raises(SolverError, match="no certified optimum"):
+        refined(DEEP, [0, 0])
+
+
+def test_an_answer_without_a_proof_is_no_answer(monkeypatch):
+    """Neither when the proof fails every time, nor when it fails for the digits below the quantum."""
+    honest = solver_module.prove_assignment
+    for fails_at in (0, 1):
+        monkeypatch.setattr(
+            solver_module,
+            "prove_assignment",
+            lambda *given, reach=0, keep_experts, fails_at=fails_at: (
+                None if min(reach, 1) == fails_at else honest(*given, reach=reach, keep_experts=keep_experts)
+            ),
+        )
+        with pytest.raises(SolverError, match="no certified optimum"):
+            solve_exact(AssignmentProblem(np.random.default_rng(0).standard_normal((20, 4)), 1))
+
+
+def test_a_value_or_a_bias_that_overflows_is_refused_though_the_other_is_finite():
+    for scores in (np.full((4, 2), 1.7e308), np.tile([1.7e308, -1.7e308, -1.7e308], (3, 1))):
+        with pytest.raises(SolverError, match="too large for float64"):
+            solve_exact(AssignmentProblem(scores, 1))
 
 
 # What `certify` measures, in floating point, on the problem itself.
@@ -270,6 +316,21 @@ def test_wrong_plans_are_refused(solved, change):
         certify(problem, spoil(solution.plan, change), solution.bias_E, method="test")
 
 
+@pytest.mark.parametrize(
+    ("plan", "top_k"),
+    [
+        ([[2, 0], [0, 2]], 2),  # shares outside [0, 1], sums right
+        ([[1, 1], [0, 0]], 1),  # picks wrong, loads right
+        ([[1, 0], [1, 0]], 1),  # loads wrong, picks right
+    ],
+)
+def test_equal_scores_hide_no_infeasible_plan(plan, top_k):
+    """No score is lost by any of these, so nothing but the sums and the sizes of shares can give them away."""
+    problem = AssignmentProblem(np.ones((2, 2)), top_k)
+    with pytest.raises(SolverError, match="infeasible"):
+        certify(problem, csr_array(np.array(plan, float)), np.zeros(2), method="test")
+
+
 @pytest.mark.parametrize("size", [1e-9, 0.5, 1e300, math.inf, math.nan])
 def test_wrong_biases_are_refused(solved, size):
     problem, solution = solved
@@ -299,6 +360,23 @@ def test_a_gap_that_the_bounds_are_too_large_to_show_is_seen():
     worse = csr_array(np.array([[1.0, 0, 0], [0, 0, 1.0], [0, 1.0, 0]]))
     with pytest.raises(SolverError, match="certified optimum"):
         certify(problem, worse, np.zeros(3), method="test")
+
+
+def test_a_loss_below_the_rounding_of_score_plus_bias_is_seen():
+    """At biases of 1e17 both tokens' scores round alike; what rounding took away decides."""
+    problem = AssignmentProblem([[1.0, 0.0, -1e18], [1.0, 0.5, -1e18], [0.0, 0.0, 5e17]], 1)
+    bias_E = np.array([1e17, 1e17, -2e17])
+    right, wrong = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
+    for plan, loss in ((right, 0.5), (wrong, 1.0)):
+        with pytest.raises(SolverError, match=re.escape(f"D(p) - value is {loss:.3e}")):
+            certify(problem, csr_array(plan), bias_E, method="test")
+    assert certify(problem, csr_array(right), np.array([-0.25, 0.25, 0.0]), method="test").gap == 0.0
+
+
+def test_a_value_that_overflows_is_never_proved():
+    plan = csr_array(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]))
+    with pytest.raises(SolverError, match="certified optimum"):
+        certify(AssignmentProblem(np.full((4, 2), 1.7e308), 1), plan, np.zeros(2), method="test")
 
 
 def test_a_forbidden_pair_is_never_proved():

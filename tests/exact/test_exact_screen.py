@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import njit
 
 from alflb.duality import dual_value
 from alflb.exact import BatchedProblem, SolverError, certify, solve_exact
-from alflb.exact.screening import vectors
 from alflb.exact.units import Grid, target_units
 from alflb.problem import AssignmentProblem
 
@@ -236,26 +234,6 @@ def test_ends_of_the_floating_point_range(dtype, scale):
     picked = np.take_along_axis(ranks, solution.experts_TK, axis=1).sum()
     assert picked == pytest.approx(reference.value)
     assert np.array_equal(np.bincount(solution.experts_TK.ravel()), np.full(6, 20))
-
-
-def test_both_ways_to_append_agree():
-    if not vectors.HAS_COMPRESS:
-        pytest.skip("this machine has only one way")
-    rng = np.random.default_rng(9)
-    for dtype in (np.float32, np.float64, np.int64):
-        array = rng.integers(0, 100, 64).astype(dtype)
-        for bits in (0, 1, 2**15, 2**16 - 1, *rng.integers(0, 2**16, 20).tolist()):
-            by_loop = np.empty(40, np.int32), np.empty(40, dtype)
-            by_compress = np.empty(40, np.int32), np.empty(40, dtype)
-            count = vectors.loop_chosen(array, 16, np.uint64(bits), *by_loop, 3)
-            assert call_compress(array, 16, np.uint64(bits), *by_compress, 3) == count == 3 + bits.bit_count()
-            for one, other in zip(by_loop, by_compress):
-                assert np.array_equal(one[3:count], other[3:count])
-
-
-@njit
-def call_compress(array, first, bits, indices, values, count):
-    return vectors.compress_chosen(array, first, bits, indices, values, count)
 
 
 def test_input_is_not_changed():

@@ -6,9 +6,11 @@ import math
 import pickle
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from _exactly import plan_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -206,6 +208,30 @@ def test_repairs_are_feasible_assignments_below_the_optimum(num_tokens):
         assert value - repair.loss >= exact - 0.05 * (value - exact) - 1.0
     whole = reassign_closest(route(scores, top_k, bias_E), problem.target_E, top_k, bias_E, 2.0)
     assert value - whole.loss == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("repair", ["swaps", "closest"])
+def test_what_a_repair_loses_is_not_understated_by_rounding(repair):
+    """In fractions: the value of the repaired plan, D's chosen scores less the loss, is never above LP*."""
+    tight = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        scores, bias_E = rng.standard_normal((20, 2)), 0.3 * rng.standard_normal(2)
+        problem = AssignmentProblem(scores, 1)
+        routing = route(scores, 1, bias_E)
+        units_E = np.array([10, 10])
+        if repair == "swaps":
+            found = balance_by_swaps(routing, units_E, 1, bias_E, bin_edges(3), 4.0)
+        else:
+            found = reassign_closest(routing, problem.target_E, 1, bias_E, 4.0)
+        exact_E = [Fraction(float(bias)) for bias in bias_E]
+        picked = routing.experts_MK.ravel()
+        chosen = sum(Fraction(float(scores[i, k])) + exact_E[k] for i, k in enumerate(picked))
+        optimum = plan_value(problem, solve_exact(problem).plan)
+        excess = chosen - 10 * sum(exact_E) - Fraction(found.loss) - optimum
+        assert excess <= 0
+        tight += excess > -Fraction(1, 10**12)
+    assert tight > 50
 
 
 def test_swaps_that_cannot_balance_say_so():

@@ -21,6 +21,7 @@ ROOT = Path(_runner.__file__).parent.parent
 def test_experiment_at_smoke_size(name, tmp_path):
     module = _runner.load(name)
     assert module.CLAIM.endswith(".")
+    assert module.VERDICT.startswith(("Supported", "Refuted", "Open"))
     for package in getattr(module, "NEEDS", ()):
         require(package)
     rows = _runner.run(name, tmp_path, Silent(), smoke=True, seeds=2)
@@ -43,7 +44,10 @@ def test_experiment_at_smoke_size(name, tmp_path):
 
 def test_command_line(tmp_path):
     run = CliRunner().invoke
-    assert "transfer: " in run(app, ["list"]).stdout
+    listed = " ".join(run(app, ["list"]).stdout.split())
+    for name in _runner.experiment_names():
+        module = _runner.load(name)
+        assert f"{name} claim {module.CLAIM} verdict {module.VERDICT}" in listed
     done = run(app, ["run", "transfer", "--smoke", "--seeds", "1", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "transfer" / "transfer.png").exists()

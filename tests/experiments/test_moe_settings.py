@@ -64,7 +64,7 @@ def test_learning_rate_rises_and_falls():
 
 
 def rows_of(arm, seed, loss, max_vio, correlation=None):
-    look = {"step": 3, "layer": 1, "dual_gap": 0.1, "correlation": correlation, "halves": 0.9}
+    look = {"step": 3, "layer": 1, "gap": 0.1, "correlation": correlation, "halves": 0.9}
     summary = {"validation_loss": loss, "max_vio_global": max_vio, "max_vio_end": max_vio, "dead_experts": 0}
     common = {"arm": arm, "seed": seed}
     return [

@@ -197,13 +197,13 @@ def test_price_of_the_optimal_bias_is_nothing():
     optimum = solve_exact(AssignmentProblem(scores_TE, 2))
     trace = moe.RouterTrace(scores_TE, 2, optimum.bias_E)
     priced = moe.price(trace)
-    assert priced["dual_gap"] == pytest.approx(0.0, abs=1e-12)
+    assert priced["gap"] == pytest.approx(0.0, abs=1e-12)
     assert priced["correlation"] == pytest.approx(1.0)
     assert priced["bias_spread"] == priced["optimal_spread"]
     unbiased = moe.price(dataclasses.replace(trace, bias_E=np.zeros(8)))
     assert unbiased["correlation"] is None
     assert unbiased["affinity"] > 1.0  # unbalanced loads can collect more than the balanced optimum
-    assert unbiased["dual_gap"] == pytest.approx(unbiased["affinity"] - 1.0)  # at bias 0 both are top-K of the scores
+    assert unbiased["gap"] == pytest.approx(unbiased["affinity"] - 1.0)  # at bias 0 both are top-K of the scores
 
 
 def test_epochs_take_every_block_once(corpus):
@@ -253,7 +253,7 @@ def test_command_line_from_files_to_priced_traces(tmp_path):
     trace = read_trace(file)
     assert trace.scores_TE.shape == (1024, 16)
     looks = {(row["arm"], row["step"], row["layer"]): row for row in rows if row["kind"] == "look"}
-    assert moe.price(trace)["dual_gap"] == looks["sign:0.01", 3, 1]["dual_gap"]
+    assert moe.price(trace)["gap"] == looks["sign:0.01", 3, 1]["gap"]
     solved = CliRunner().invoke(alflb_app, ["solve", str(file), "--json"])
     assert solved.exit_code == 0, solved.output
     again = CliRunner().invoke(train_moe.app, ["--redraw", str(out / "smoke.json")])

@@ -36,6 +36,7 @@ def test_every_distribution_has_a_stream():
     assert set(LAWS) == set(DISTRIBUTIONS)
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_noise_follows_its_law(distribution):
     law, sample = LAWS[distribution], noise(distribution, 40_000, 25).ravel()
@@ -49,6 +50,7 @@ def test_noise_follows_its_law(distribution):
         assert abs((sample.astype(np.float64) ** moment).mean() - expected) < 4.5 * spread
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_tails_are_as_heavy_as_they_should_be(distribution):
     sample = noise(distribution, 80_000, 50, key=7).ravel()
@@ -60,6 +62,7 @@ def test_tails_are_as_heavy_as_they_should_be(distribution):
             assert stats.binomtest(int(count), sample.size, probability).pvalue > 1e-4
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_neighbours_in_token_expert_and_key_are_uncorrelated(distribution):
     here, there = (noise(distribution, 20_000, 20, key) for key in (5, 6))
@@ -68,6 +71,7 @@ def test_neighbours_in_token_expert_and_key_are_uncorrelated(distribution):
         assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < bound
 
 
+@pytest.mark.jit
 def test_uniform_noise_stays_below_one_and_uses_all_its_bits():
     sample = noise("uniform", 50_000, 20)
     assert 0 <= sample.min() < 1e-4
@@ -113,6 +117,7 @@ def test_routing_unseen_equals_routing_the_array(data):
     np.testing.assert_array_equal(load_E, reference.drawn_loads(draw, bias_E, top_k)[0])
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("threads", ["1", "2", "5"])
 def test_draws_do_not_depend_on_the_number_of_threads(monkeypatch, threads):
     expected = noise("gumbel", 9001, 5)
@@ -124,6 +129,7 @@ def test_draws_do_not_depend_on_the_number_of_threads(monkeypatch, threads):
     )
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("name", DRAWN)
 def test_trajectory_is_the_same_as_from_arrays(name, backend):

@@ -104,6 +104,7 @@ def test_bias_is_added_in_the_dtype_of_the_scores():
         assert kernels.allocate(scores.astype(np.float64), bias, 1).experts_TK.tolist() == [[1]]
 
 
+@pytest.mark.jit
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     scores, bias = random_batch((10_000, 32, 5), 7, np.float64)
     results = []

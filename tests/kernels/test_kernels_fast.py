@@ -10,7 +10,8 @@ from _score_families import constant, denormal, distinct, forbidden, signed_zero
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alflb.kernels import _compiled, get_kernels, numba_
+from alflb.kernels import get_kernels, numba_
+from alflb.kernels._network import sorting_network
 
 reference = get_kernels("reference")
 
@@ -80,6 +81,7 @@ def test_equals_reference_on_small_tied_batches(data):
     assert_equals_reference(scores_TE, rng.integers(-levels, levels, num_experts) / 1024, top_k)
 
 
+@pytest.mark.jit
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, dtype):
     rng = np.random.default_rng(5)
@@ -92,6 +94,16 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, dtype):
         assert together.experts_TK.tobytes() == alone.experts_TK.tobytes()
         assert together.load_E.tobytes() == alone.load_E.tobytes()
         assert together.dual_sum == alone.dual_sum
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("num_tokens", [2048, 70_000])
+def test_one_expert_can_take_every_token(num_tokens):
+    """Loads are counted in int64, of a single chunk too."""
+    scores_TE = np.zeros((num_tokens, 20), np.float32)
+    for load_E in (numba_.allocate(scores_TE, np.zeros(20), 1).load_E, numba_.loads(scores_TE, np.zeros(20), 1)[0]):
+        assert load_E.dtype == np.int64
+        assert load_E.tolist() == [num_tokens] + [0] * 19
 
 
 def test_read_only_scores_are_accepted():
@@ -108,41 +120,21 @@ def test_sorting_network_sorts_every_sequence_of_zeros_and_ones(width):
         inputs = (np.arange(2**width)[:, None] >> np.arange(width)) & 1
     else:
         inputs = rng.integers(0, 2, (20_000, width))
-    for i, j in _compiled.sorting_network(width):
+    for i, j in sorting_network(width):
         low, high = np.minimum(inputs[:, i], inputs[:, j]), np.maximum(inputs[:, i], inputs[:, j])
         inputs[:, i], inputs[:, j] = low, high
     assert (np.diff(inputs, axis=1) >= 0).all()
 
 
-CHECK_PLAIN_CODE = """
-import numpy as np
-from alflb.kernels import _compiled, numba_, reference
-assert _compiled.mark_hits is _compiled._plain_mark_hits
-for num_tokens, num_experts, top_k in [(3, 5, 2), (18, 64, 3), (2, 130, 1)]:
-    for dtype in (np.float32, np.float64):
-        rng = np.random.default_rng(top_k)
-        scores_TE = (rng.integers(0, 64, (num_tokens, num_experts)) / 1024).astype(dtype)
-        bias_E = rng.integers(0, 64, num_experts) / 1024
-        expected, actual = (kernels.allocate(scores_TE, bias_E, top_k) for kernels in (reference, numba_))
-        assert np.array_equal(actual.experts_TK, expected.experts_TK)
-        assert np.array_equal(actual.load_E, expected.load_E)
-        assert actual.dual_sum == expected.dual_sum
-"""
-
-
-def test_plain_code_agrees_without_a_compiler():
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    subprocess.run([sys.executable, "-W", "error", "-c", CHECK_PLAIN_CODE], check=True, env=environment)
-
-
 COUNT_CACHE_MISSES = """
 import numpy as np
-from alflb.kernels import _compiled, numba_
+from alflb.kernels import _chunks, numba_
 numba_.loads(np.zeros((3, 4), np.float32), np.zeros(4), 1)
-print(sum(_compiled.route_chunks.stats.cache_misses.values()))
+print(sum(_chunks.route_chunks.stats.cache_misses.values()))
 """
 
 
+@pytest.mark.jit
 def test_a_second_process_compiles_nothing(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     misses = [

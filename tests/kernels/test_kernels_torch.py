@@ -20,6 +20,8 @@ from alflb.streams import DrawnStream, stream_names
 torch = require("torch")
 torch_ = require("alflb.kernels.torch_")
 
+pytestmark = pytest.mark.jit  # none of this is numba's
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = [
     (1, 1, 1),

@@ -17,6 +17,8 @@ torch = require("torch")
 triton = require("triton")
 triton_ = require("alflb.kernels.triton_")
 
+pytestmark = pytest.mark.jit  # none of this is numba's
+
 INTERPRETED = """
 import sys
 from itertools import cycle

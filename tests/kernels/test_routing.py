@@ -128,6 +128,7 @@ def test_keeping_every_group_is_plain_top_k(backend):
     np.testing.assert_array_equal(in_groups.experts_TK, plain.experts_TK)
 
 
+@pytest.mark.jit
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     scores, bias = random_batch((10_000, 32), 7, np.float32)
     results = []
@@ -221,6 +222,7 @@ def test_with_groups_a_token_may_move_to_an_expert_whose_bias_fell():
     assert 3 not in plain  # without groups 3 is not picked up
 
 
+@pytest.mark.jit
 def test_the_sign_rule_still_balances_group_limited_loads():
     """No theorem here, a measurement: loads come near balance with 4 of 8 groups as they do without groups."""
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from alflb.kernels import numba_, reference
 from alflb.rules import Observation, make_rule
 from alflb.rules.proportional import Proportional
 from alflb.rules.sign import Sign
-from proofs_check import _runner, _smt
+from proofs_check import _runner, _smt, formal
 from proofs_check import c2_monotonicity_condition as c2
 from proofs_check import c4_absorbing_band as c4
 from proofs_check import c5_finite_entry as c5
@@ -137,6 +137,7 @@ def test_regret_of_a_quadratic_by_step_size():
 @pytest.fixture(autouse=True)
 def short_proofs(monkeypatch):
     monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
+    monkeypatch.setattr(formal, "available", lambda: False)  # test_formal.py runs Coq
 
 
 def run(*arguments):
@@ -147,7 +148,7 @@ def test_table_json_and_exit_code():
     done = run("--claim", "C1", "--instances", "30", "--json")
     assert done.exit_code == 0
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof"]
+    assert [row["part"] for row in rows] == ["check", "control", "witnesses", "proof", "all sizes"]
     assert all(row["passed"] and row["claim"] == "C1" for row in rows)
     done = run("--claim", "c5", "--budget", "3s")
     assert done.exit_code == 0

@@ -20,6 +20,7 @@ NEVER_MOVES = {"none"}
 MOVES_AT_BALANCE = {
     "damped": "the bias leaks away",
     "dual_averaging": "the bias draws back to where it started",
+    "binned_qb": "tokens within a bin of the boundary may move",
     "histogram_qb": "tokens within a bin of the boundary may move",
     "sinkhorn": "it balances the entropic plan, not its top-K",
 }
@@ -284,6 +285,8 @@ def test_unknown_rule_suggests_the_nearest():
         ("qb", {"rounds": 0}, "rounds is 0"),
         ("damped_qb", {"gain": 1.5}, "gain is 1.5"),
         ("damped_qb", {"gain": 0.0}, "gain is 0.0"),
+        ("binned_qb", {"bins": 0}, "bins is 0"),
+        ("binned_qb", {"decay": 1.0}, "decay is 1.0"),
         ("histogram_qb", {"bins": 0}, "bins is 0"),
         ("bip", {"rounds": 0}, "rounds is 0"),
         ("sinkhorn", {"temperature": 0.0}, "temperature is 0.0"),

@@ -246,6 +246,20 @@ def test_histogram_qb():
     assert score_path(make_rule("histogram_qb", bins=8), steps=1) == [[-1 / 32, 1 / 32]]
 
 
+def test_binned_qb():
+    # 16 bins of 1/8 over [-1, 1]; q = 2 of 4 tokens
+    rule = make_rule("binned_qb", bins=16)
+    scores_TE, target_E = np.array([[6, 2], [4, 2], [4, 3], [1, 3]]) / 8, np.array([2.0, 2.0])
+    # alpha = the smaller score: r_0 = (-4, -2, -1, 0), r_1 = (0, 0, 0, -2)
+    counts_EB = rule.count(scores_TE, np.zeros(2), top_k=1)
+    assert [np.flatnonzero(row).tolist() for row in counts_EB] == [[4, 6, 7, 8], [6, 8]]
+    # b_0: the second value fills the bin [-2, -1), so b_0 = -1; b_1: one of the three in [0, 1), so b_1 = 1/3
+    assert rule.bias_of_counts(counts_EB, np.zeros(2), target_E) == pytest.approx([-2 / 24, 2 / 24])
+    assert rule.bias_of_counts(2 * counts_EB, np.zeros(2), 2 * target_E) == pytest.approx([-2 / 24, 2 / 24])
+    slower = make_rule("binned_qb", bins=16, decay=0.75)
+    assert slower.bias_of_counts(counts_EB, np.zeros(2), target_E) == pytest.approx([-2 / 96, 2 / 96])
+
+
 def test_bip():
     # p = alpha = (1/4, 1/2, 3/8, 1/4); q_0 = 1/8, q_1 = 0. Again, in eighths: s - q = (5, 2), (5, 4), (3, 3), (1, 4);
     # p = (2, 4, 3, 1); s_0 - p = (4, 2, 1, 1), third 1; s_1 - p = (0, 0, 0, 3), third 0: the same prices.

@@ -82,8 +82,8 @@ def test_three_steps_of_tracking_by_hand():
     biases, states = follow([[6, 2], [5, 3], [4, 4]], [np.full(2, 4.0)] * 3, state=calibrated(2, 8.0))
     # Step 1: r_1 = -1/2, sighting -1/4. Gains max(1/2^j, 1/2): averages -1/4, then five times -1/8. No weights yet.
     first = -1 / 8
-    # Step 2: r_1 = -1/4, sighting -1/8 from here. Averages stand at -1/8, 0, ..., 0. In units of the step size the first
-    # difference is -1/4 and so is the sighting; noise 0.9 + 0.1 * 2 = 1.1, prior 16: weight 0.5/1.1 / (16 + 0.5/1.1).
+    # Step 2: r_1 = -1/4, sighting -1/8 from here. Averages stand at -1/8, 0, ..., 0. In units of the step size the
+    # first difference is -1/4 and so is the sighting; the noise is 0.9 + 0.1 * 2 = 1.1 and the prior 16.
     weight = 0.5 / 1.1 / (16 + 0.5 / 1.1)
     # Gains 1, 1/2, 1/3, ...: averages -1/8, -1/16, -1/24, ...
     second = -1 / 24 + weight * (-1 / 8 + 1 / 16)

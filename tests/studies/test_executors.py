@@ -31,7 +31,8 @@ def processes():
     started = []
 
     def start(*command):
-        environment = {**os.environ, "ALFLB_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        path = os.pathsep.join(map(str, [ROOT, ROOT / "tests", Path(__file__).parent]))
+        environment = {**os.environ, "ALFLB_NUM_THREADS": "1", "PYTHONPATH": path}
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
             env=environment,

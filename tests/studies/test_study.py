@@ -9,7 +9,7 @@ import pytest
 from alflb import io
 from alflb.studies import report
 from alflb.studies.claims import run_checks
-from alflb.studies.study import SMOKE, Study, run_study, study_cells
+from alflb.studies.study import DEFAULT_STEP_SIZES, SMOKE, Study, run_study, study_cells
 from alflb.studies.sweep import Outcome, cell_key, run_cells
 from alflb.traces import RouterTrace
 
@@ -32,7 +32,7 @@ def written(result):
 
 def test_every_cell_has_a_row_with_provenance(result):
     rows = io.read_rows(result.folder / "rows.parquet")
-    assert len(rows) == len(list(study_cells(result.study))) == 3 + (3 + 4) * 4 + 4 + 2
+    assert len(rows) == len(list(study_cells(result.study))) == 3 + (3 + 4) * 4 + 4 + 2 + 2
     for row in rows:
         assert {"commit", "versions", "threads", "machine", "seed", "source_digest"} <= set(row)
         assert row["seed"] == 0
@@ -97,7 +97,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
 def test_report_is_one_file_without_network(written):
     html = written.path.read_text()
     assert html.count("data:image/png;base64,") == 10
-    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", html)
     assert "http" not in html
     assert "nan" not in re.sub(r"base64,[^\"]*", "", html).lower().replace("nano", "")
     for name in ("convergence", "heat_map", "bias_paths", "step_sizes_static", "stationarity"):
@@ -107,10 +107,53 @@ def test_report_is_one_file_without_network(written):
 
 def test_report_says_what_the_rows_say(result, written):
     optimum = result.optimum("trace")
-    assert f"MaxVio {optimum['greedy_max_vio']:.4g}" in written.path.read_text()
+    assert f"MaxVio {report.two_digits(optimum['greedy_max_vio'])}" in written.path.read_text()
     assert written.headline["lp_value"] == optimum["lp_value"]
     assert json.loads(written.as_json())["holds"] is True
     assert written.holds
+
+
+def test_the_report_has_one_criterion_and_banners(result, written):
+    """The best run of the summary is the best one of the table, and nobody takes a smoke report for a result."""
+    runs = result.select(kind="static", source="trace")
+    assert written.headline["best_max_vio"] == min(row["max_vio_tail"] for row in runs)
+    html = written.path.read_text()
+    assert html.count(report.SMOKE_BANNER.capitalize()) == 1 + 10
+    assert "(end of the grid)" in html
+    assert "real trace" not in html
+
+
+def test_a_trace_is_called_by_its_name(tmp_path):
+    trace = RouterTrace(10 * np.random.default_rng(0).random((64, 8)), 2)
+    study = small_study(trace=trace, name="mine.npz", step_sizes=None, num_steps=4)
+    html = report.write_report(run_study(study, tmp_path)).path.read_text()
+    assert "near-optimal on mine.npz?" in html
+    assert "shipped" not in html
+    assert study.grid("trace") == (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+    assert study.grid("uniform") == DEFAULT_STEP_SIZES
+
+
+def test_arms_without_a_grid_run_once_per_source(tmp_path):
+    """A rule without a step size, and a schedule given as a callable, which is part of the cell."""
+    study = small_study(arms=[("qb", "none"), ("sign", decaying)], num_steps=4)
+    result = run_study(study, tmp_path)
+    assert len(result.select(kind="static", source="trace")) == 2
+    assert report.write_report(result).holds
+    assert len(result.select(rule="sign", schedule="decaying", kind="static")) == 3
+    keys = {cell_key(cell) for cell in study_cells(study)}
+    other = small_study(arms=[("qb", "none"), ("sign", named("decaying", lambda t: 0.2 / t))], num_steps=4)
+    assert {cell_key(cell) for cell in study_cells(other)} != keys
+    with pytest.raises(ValueError, match="name each of them once"):
+        small_study(arms=[("qb", "none"), ("qb", "constant")])
+
+
+def decaying(t):
+    return 0.1 / t
+
+
+def named(name, function):
+    function.__name__ = name
+    return function
 
 
 @pytest.mark.parametrize(
@@ -139,7 +182,8 @@ def test_a_violated_claim_fails_its_check(result, column, value, claim):
 def test_a_wrong_optimum_fails_the_duality_check(result):
     """The dual value in the rows is measured, so a bias or plan that is not optimal would show."""
     rows = [
-        {**row, "lp_dual_value": row["lp_dual_value"] + 1.0} if row["kind"] == "optimum" else row for row in result.rows
+        {**row, "lp_upper_bound": row["lp_upper_bound"] + 1.0} if row["kind"] == "optimum" else row
+        for row in result.rows
     ]
     failed = [check for check in run_checks(type(result)(result.study, rows, result.folder)) if not check.holds]
     assert [check.claim for check in failed] == ["LP duality"]

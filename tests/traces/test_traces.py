@@ -277,3 +277,8 @@ def test_metadata_that_are_not_json_are_not_written(tmp_path):
         with pytest.raises(ValueError, match="JSON"):
             write_trace(tmp_path / "t.npz", RouterTrace(SCORES, 2, metadata={"x": value}))
     assert not list(tmp_path.iterdir())
+
+
+def test_masked_arrays_are_refused():
+    with pytest.raises(ValueError, match="masked array"):
+        RouterTrace(np.ma.masked_less(SCORES, 0.5), 2)

@@ -10,11 +10,13 @@ from typing import NamedTuple
 from tests.training.models import NUM_EXPERTS, TOP_K, torch, training, transformers
 
 HIDDEN, TOKENS = 16, 24
+LAYER = 3
+"""Place of the block in its model, for those that ask: one that chooses by scores also where the first do not."""
 
 SMALL = {
     "hidden_size": HIDDEN, "d_model": HIDDEN, "intermediate_size": 8, "moe_intermediate_size": 8, "ffn_hidden_size": 8,
     "expert_ffn_hidden_size": 8, "shared_expert_intermediate_size": 8, "moe_shared_expert_intermediate_size": 8,
-    "intermediate_size_mlp": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "intermediate_size_mlp": 8, "num_attention_heads": 2, "num_key_value_heads": 2,
     "vocab_size": 64, "head_dim": 8, "zero_expert_num": 2, "mlp_expansion": 8, "moe_latent_size": 8,
     "shared_intermediate_size": 8, "moe_shared_intermediate_size": 8, "kv_channels": 8,
     "num_experts": NUM_EXPERTS, "num_local_experts": NUM_EXPERTS, "n_routed_experts": NUM_EXPERTS,
@@ -22,6 +24,8 @@ SMALL = {
     "top_k_experts": TOP_K, "n_group": 1, "topk_group": 1, "num_shared_experts": 1, "n_shared_experts": 1,
 }  # fmt: skip
 """Sizes by the names that configs give them; a config takes those that it has."""
+
+WHOLE_LAYERS = ("gemma4", "diffusion_gemma")
 
 _OWNS_EXPERTS = re.compile(r"self\.experts = \w+\(|self\.router = \w*Gating\(")
 
@@ -49,8 +53,15 @@ def moe_blocks():
         configuration = importlib.import_module(f"transformers.models.{family}.configuration_{family}")
         configs = [value for value in vars(configuration).values() if is_own(value, configuration)]
         for cls in vars(module).values():
-            if is_own(cls, module) and issubclass(cls, torch.nn.Module) and _OWNS_EXPERTS.search(inspect.getsource(cls)):
+            if is_own(cls, module) and issubclass(cls, torch.nn.Module) and is_block(family, cls):
                 yield family, cls, configs
+
+
+def is_block(family, cls):
+    """Whether a class owns experts; where those belong to a whole decoder layer, its router is taken instead."""
+    if family in WHOLE_LAYERS:
+        return cls.__name__.endswith("Router")
+    return _OWNS_EXPERTS.search(inspect.getsource(cls)) is not None
 
 
 def is_own(value, module):
@@ -75,7 +86,7 @@ def examine(family, cls, configs):
         try:
             balancer = training.LoadBalancer.attach(model, schedule=10.0, add_bias=True)
         except ValueError as error:
-            return Row(family, cls.__name__, f"refused: {str(error).split(': ', 1)[-1]}")
+            return Row(family, cls.__name__, f"refused: {str(error).split(': ', 1)[-1].splitlines()[0]}")
         verdict = "opt-in: `add_bias=True`"
     assert torch.equal(outputs(block, x), before), f"{cls.__name__}: attaching changed an output"
     check_that_it_steers(balancer, block, x)
@@ -95,7 +106,7 @@ def check_that_it_steers(balancer, block, x):
 def build(cls, configs):
     """A block with random weights in training mode, from the first config that it takes; None if there is none."""
     required = [p for p in list(inspect.signature(cls.__init__).parameters.values())[2:] if p.default is p.empty]
-    extra = [1] * sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in required)
+    extra = [LAYER] * sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in required)
     for config in configs:
         torch.manual_seed(0)
         with contextlib.suppress(Exception):

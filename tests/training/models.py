@@ -52,8 +52,10 @@ CONFIGS = {
     ),
     "hy_v3": dict(_DENSE, num_experts=NUM_EXPERTS, head_dim=16, **_SPARSE),
     "qwen3_moe": dict(_DENSE, num_experts=NUM_EXPERTS, head_dim=16),
+    "olmoe": dict(intermediate_size=16, num_experts=NUM_EXPERTS),
+    "mixtral": dict(intermediate_size=16, num_local_experts=NUM_EXPERTS, head_dim=16),
 }  # fmt: skip
-BIASED = [name for name in CONFIGS if name != "qwen3_moe"]
+BIASED = [name for name in CONFIGS if name not in ("qwen3_moe", "olmoe", "mixtral")]
 
 
 def make_model(name="deepseek_v3", seed=0, **overrides):

@@ -56,3 +56,31 @@ def test_loads_are_summed_over_the_given_group_only(run_ranks):
     assert loads[2] == loads[3]
     assert loads[0] != loads[2]
     assert sum(loads[0]) == 2 * BATCH * LENGTH * TOP_K
+
+
+def test_a_layer_is_summed_over_the_ranks_that_hold_it(run_ranks):
+    """Pipeline stages, and ranks that hold other layers in another order."""
+    first, second = run_ranks(2, "stages")
+    assert first["names"].tolist() == ["a"]
+    assert second["names"].tolist() == ["b", "a"]
+    assert first["a"].tolist() == second["a"].tolist() == [8, 8, 0, 0, 0, 0, 0, 0]
+    assert second["b"].tolist() == [0, 3, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_stage_without_moe_layers_takes_part(run_ranks):
+    empty, other = run_ranks(2, "empty_stage")
+    assert (empty["layers"], other["layers"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("unlike_biases", "ranks 0 and 1 of the process group have different biases in layer 'a', by up to 0.25"),
+        ("unlike_sizes", "ranks 0 and 1 of the process group have 8 and 7 experts in layer 'a'"),
+        ("faulty_rank", "1 of the picks counted for a cannot be right"),
+        ("flattened", "mlp.expert_bias is sharded; leave it out of sharding"),
+    ],
+)
+def test_what_does_not_fit_is_refused_on_every_rank(job, message, run_ranks):
+    for rank in run_ranks(2, job):
+        assert message in str(rank["refusal"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from alflb.io import atomic_write
 from tests._extras import require
-from tests.training.models import bias_tensors, make_model, text_batches, torch, training, transformers
+from tests.training.models import Feed, bias_tensors, make_model, text_batches, torch, training, transformers
 
 LoadBalancer = training.LoadBalancer
 distributed = torch.distributed
@@ -36,8 +36,8 @@ def join(rank, world, folder):
 def run_rank(rank, world, folder, kind):
     """One rank: join, do the job called `kind`, leave its result as rank_N.npz."""
     join(rank, world, folder)
-    jobs = {"union": union, "ddp": ddp, "pairs": pairs, "sharded": sharded}
-    np.savez(f"{folder}/rank_{rank}.npz", **jobs[kind](rank, world))
+    jobs = [union, ddp, pairs, sharded, stages, empty_stage, unlike_biases, unlike_sizes, faulty_rank, flattened]
+    np.savez(f"{folder}/rank_{rank}.npz", **next(job for job in jobs if job.__name__ == kind)(rank, world))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -133,6 +133,81 @@ def sharded(rank, world):
         "load": load_E,
         "refusal": np.array(refusal),
     }
+
+
+def feeds_of(names):
+    """A model of `Feed` layers with these names."""
+    return torch.nn.ModuleDict({name: Feed() for name in names})
+
+
+def stages(rank, world):
+    """Pipeline stages in one group: a layer is summed over the ranks that hold it, others do not disturb it."""
+    names = [["a"], ["b", "a"]][rank]
+    model = feeds_of(names)
+    balancer = LoadBalancer.attach(model, schedule=1.0)
+    for name in names:
+        model[name](torch.full((8 if name == "a" else 3, 1), rank))
+    report = balancer.step()
+    return {layer.name: layer.load_E for layer in report.layers} | {"names": [layer.name for layer in report.layers]}
+
+
+def empty_stage(rank, world):
+    """A stage without MoE layers takes part by a balancer without layers."""
+    if rank == 0:
+        report = LoadBalancer.for_layers([], top_k=1).step()
+        return {"layers": len(report.layers), "numbers": len(report.as_dict())}
+    model = feeds_of(["a"])
+    balancer = LoadBalancer.attach(model)
+    model["a"](torch.arange(8).view(8, 1))
+    return {"layers": len(balancer.step().layers), "load": 8}
+
+
+def refusal_of_step(balancer):
+    """The message of the error that a step ends in."""
+    try:
+        balancer.step()
+    except ValueError as error:
+        return {"refusal": np.array(str(error))}
+    return {"refusal": np.array("")}
+
+
+def unlike_biases(rank, world):
+    """Ranks that attach with different biases, as after a checkpoint was loaded on one of them only."""
+    model = feeds_of(["a"])
+    model["a"].bias += 0.25 * rank
+    balancer = LoadBalancer.attach(model)
+    model["a"](torch.arange(8).view(8, 1))
+    return refusal_of_step(balancer)
+
+
+def unlike_sizes(rank, world):
+    """Layers of one name and different numbers of experts."""
+    model = torch.nn.ModuleDict({"a": Feed(8 - rank)})
+    balancer = LoadBalancer.attach(model)
+    model["a"](torch.arange(4).view(4, 1))
+    return refusal_of_step(balancer)
+
+
+def faulty_rank(rank, world):
+    """Picks that are wrong on one rank are refused on all, so that none waits for another."""
+    model = feeds_of(["a"])
+    balancer = LoadBalancer.attach(model)
+    model["a"](torch.tensor([[3], [8 * rank]]))
+    return refusal_of_step(balancer)
+
+
+def flattened(rank, world):
+    """A bias in a parameter that FSDP1 has put into its flat one."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = make_model("afmoe")
+    bias_tensors(model).popitem()[1].requires_grad_(False)
+    model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    try:
+        LoadBalancer.attach(model)
+    except ValueError as error:
+        return {"refusal": np.array(str(error))}
+    return {"refusal": np.array("")}
 
 
 def run_until_killed(folder, steps, kill_at=None):

@@ -18,7 +18,7 @@ last without screening, when 3 and 4 solve the whole problem by themselves. Stag
 proves that no balanced assignment exists.
 
 `alflb.exact.units` says how scores and loads become integers, `ranges` what happens to tiny and huge scores, `sources`
-how arrays and batches look alike; compiled loops are in `row_kernels` (over rows of scores, with `vectors`) and
+how arrays and batches look alike; compiled loops are in `row_kernels` (over rows of scores) and
 `flow_kernels` (over undecided entries).
 """
 

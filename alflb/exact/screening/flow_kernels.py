@@ -4,24 +4,21 @@ The entries form a sparse matrix by rows (one row per token): row r owns entries
 entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row hands out
 ``picks_R[r] * unit`` units, at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is
 the integer bias.
-
-The functions call each other, so they stand in one file: numba's cache does not look across files.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from alflb.kernels._jit import jit
 
 UNREACHED = 2**61
 """Cost of an arc that does not exist. Paths that do are below half of it, and sums stay inside int64."""
 
 _TIE_SWEEPS = 20
 
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
-
-@njit(**_JIT)
+@jit
 def order_by_expert(start_R, expert_N, order_N, start_E, row_N):  # type: ignore[no-untyped-def]
     """Counting sort: entries by expert (ascending), the place where each expert's begin, and each entry's row."""
     for n in range(expert_N.size):
@@ -36,7 +33,7 @@ def order_by_expert(start_R, expert_N, order_N, start_E, row_N):  # type: ignore
             place_E[expert_N[n]] += 1
 
 
-@njit(**_JIT)
+@jit
 def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
     """A and B of every row: its picks-th and (picks + 1)-th largest priced scores (a row always has both)."""
     best = np.empty(price_E.size + 1, np.int64)
@@ -44,7 +41,7 @@ def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, firs
         last_in_R[row], first_out_R[row] = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
 
 
-@njit(**_JIT)
+@jit
 def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type: ignore[no-untyped-def]
     """A and B of one row, by insertion into its picks + 1 best."""
     kept = picks_R[row] + 1
@@ -65,7 +62,7 @@ def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type:
     return best[kept - 2], best[kept - 1]
 
 
-@njit(**_JIT)
+@jit
 def find_near(start_R, picks_R, expert_N, score_N, price_E, reach, place_N, last_in_R):  # type: ignore[no-untyped-def]
     """Which entries no price change within `reach` can move: place_N is 1 if in, -1 if out, 0 if it may be either.
 
@@ -85,7 +82,7 @@ def find_near(start_R, picks_R, expert_N, score_N, price_E, reach, place_N, last
             place_N[n] = np.int8(value - first_out > reach) - np.int8(last_in - value > reach)
 
 
-@njit(**_JIT)
+@jit
 def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
     """Give the units of the rows to redo to their best entries, ties to the experts with most room; keep `room_E`."""
     for row in range(picks_R.size):
@@ -117,7 +114,7 @@ def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_
             break
 
 
-@njit(**_JIT)
+@jit
 def _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
     """In each tied row, move one pick from the tied expert with least room to that with most; count the moves."""
     moves = 0
@@ -143,7 +140,7 @@ def _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, uni
     return moves
 
 
-@njit(**_JIT)
+@jit
 def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_R):  # type: ignore[no-untyped-def]
     """Mark the rows in which an entry with units to spare beats one with units; returns their number."""
     count = 0
@@ -161,7 +158,7 @@ def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_
     return count
 
 
-@njit(**_JIT)
+@jit
 def expert_margins(start_R, picks_R, expert_N, score_N, price_E, start_E, margin_N):  # type: ignore[no-untyped-def]
     """The margins of all entries, expert by expert."""
     place_E = start_E.copy()
@@ -175,7 +172,7 @@ def expert_margins(start_R, picks_R, expert_N, score_N, price_E, start_E, margin
             place_E[k] += 1
 
 
-@njit(**_JIT)
+@jit
 def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untyped-def]
     """For each expert the rank-th largest margin, which minimises D along its bias; reorders the margins.
 
@@ -196,7 +193,7 @@ def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untype
     return misplaced
 
 
-@njit(**_JIT)
+@jit
 def find_open(start_R, picks_R, expert_N, score_N, price_E, reach, open_R, rank_E):  # type: ignore[no-untyped-def]
     """Mark the rows whose A - B is within `reach`; deduct the picks of the others from the ranks."""
     best = np.empty(price_E.size + 1, np.int64)
@@ -208,7 +205,7 @@ def find_open(start_R, picks_R, expert_N, score_N, price_E, reach, open_R, rank_
                 rank_E[expert_N[n]] -= score_N[n] + price_E[expert_N[n]] >= last_in
 
 
-@njit(**_JIT)
+@jit
 def _select(values, index):  # type: ignore[no-untyped-def]
     """The value at `index` in ascending order (Hoare's quickselect, in place)."""
     low = 0
@@ -235,7 +232,7 @@ def _select(values, index):  # type: ignore[no-untyped-def]
     return values[index]
 
 
-@njit(**_JIT)
+@jit
 def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
     """Move units from experts with room < 0 to experts with room > 0 at least cost; False when no path is left.
 
@@ -283,7 +280,7 @@ def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, 
     return True
 
 
-@njit(**_JIT)
+@jit
 def _shortest_paths(rows, arcs, price_E, room_E, distance_E, parent_E, settled_E):  # type: ignore[no-untyped-def]
     """Dijkstra from all experts with room < 0 until all with room > 0 are settled; returns how many nodes were."""
     cost_EE, from_EE, _ = arcs
@@ -328,7 +325,7 @@ def _shortest_paths(rows, arcs, price_E, room_E, distance_E, parent_E, settled_E
     return num_settled
 
 
-@njit(**_JIT)
+@jit
 def _path_capacity(rows, arcs, sink, parent_E, price_E, room_E):  # type: ignore[no-untyped-def]
     """Units the tree path to `sink` can carry: 0 if an arc on it is no longer tight or the source has no surplus."""
     unit, units_N = rows[-2:]
@@ -346,7 +343,7 @@ def _path_capacity(rows, arcs, sink, parent_E, price_E, room_E):  # type: ignore
     return max(0, min(amount, -room_E[node]))
 
 
-@njit(**_JIT)
+@jit
 def _push(rows, arcs, sink, amount, parent_E, room_E):  # type: ignore[no-untyped-def]
     """Send `amount` units down the tree path to `sink`; update the arcs of the rows that moved."""
     start_R, _, _, row_N, expert_N, score_N, unit, units_N = rows
@@ -380,7 +377,7 @@ def _push(rows, arcs, sink, amount, parent_E, room_E):  # type: ignore[no-untype
                 _offer(taken, n, expert_N, score_N, cost_EE, from_EE, to_EE)
 
 
-@njit(**_JIT)
+@jit
 def _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE):  # type: ignore[no-untyped-def]
     """Make the move of units from entry n to entry m the arc's witness if it is the cheapest known."""
     k = expert_N[n]
@@ -392,7 +389,7 @@ def _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE):  # type: ignore[no
         to_EE[k, j] = m
 
 
-@njit(**_JIT)
+@jit
 def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
     """Find a stale arc's cheapest row; one that costs no more than the lost witness ends the search at once."""
     start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N = rows

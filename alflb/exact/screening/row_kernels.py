@@ -9,8 +9,7 @@ All loops find A and B alike. The row goes to a buffer padded to whole vectors. 
 (positions equal modulo the number of lanes) come first: B cannot be below the (K+1)-th largest of them. The few
 entries within reach of that bound, the *survivors*, are then ranked by counting.
 
-Biases and widths come padded to whole lanes (`padded`). The functions call each other, so they stand in one file:
-numba's cache does not look across files.
+Biases and widths come padded to whole lanes (`padded`).
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from alflb.exact.screening.vectors import (
+from alflb.kernels._jit import jit
+from alflb.kernels._simd import (
     WIDTH,
     add,
     append_chosen,
@@ -39,14 +38,13 @@ from alflb.exact.screening.vectors import (
     store,
     to_grid,
 )
+from alflb.kernels._splitmix import splitmix
 
 BINS = 32
 """Bins of a margin histogram; one more counts the margins above the window, another those below."""
 
 FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
-
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 def num_lanes(top_k: int) -> int:
@@ -59,7 +57,7 @@ def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
     return np.pad(values_E, (0, -len(values_E) % lanes))
 
 
-@njit(**_JIT)
+@jit
 def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     """The largest |score|, -inf left out."""
     flat = scores_TE.reshape(-1)
@@ -75,7 +73,7 @@ def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     return np.float64(sizes.max())
 
 
-@njit(**_JIT)
+@jit
 def count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB):  # type: ignore[no-untyped-def]
     """Add the margins of some rows to histograms: BINS equal bins on [-width, width], those above, some of those below.
 
@@ -97,7 +95,7 @@ def count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB): 
             counts_EB[k, int(min(place, BINS)) if place >= 0 else BINS + 1] += 1
 
 
-@njit(**_JIT)
+@jit
 def collect_undecided(  # type: ignore[no-untyped-def]
     scores_TE, bias_P, width_P, top_k, lanes, per_unit, certain_E, token_R, picks_R, end_R, expert_N, score_N
 ):
@@ -142,7 +140,7 @@ def collect_undecided(  # type: ignore[no-untyped-def]
     return num_rows, num_entries
 
 
-@njit(**_JIT)
+@jit
 def certify_rows(  # type: ignore[no-untyped-def]
     scores_TE, per_unit, price_P, reach, top_k, lanes, unit, first_token, token_R, start_R, expert_N, units_N,
     load_E, experts_TK, split_S3, sums,
@@ -213,7 +211,7 @@ def certify_rows(  # type: ignore[no-untyped-def]
     return lossless, num_splits, True
 
 
-@njit(**_JIT)
+@jit
 def count_decided(scores_TE, per_unit, price_P, reach, top_k, lanes, load_E, close_T):  # type: ignore[no-untyped-def]
     """Mark the rows whose K-th and (K+1)-th best, in integers, are at most `reach` apart; count the others' picks."""
     num_tokens, num_experts = scores_TE.shape
@@ -230,7 +228,7 @@ def count_decided(scores_TE, per_unit, price_P, reach, top_k, lanes, load_E, clo
                 load_E[near[n]] += value[n] >= last_in
 
 
-@njit(**_JIT)
+@jit
 def route_rows(  # type: ignore[no-untyped-def]
     scores_TE, bias_E, bias_P, width_P, top_k, lanes, dither, seed, top_exponent,
     load_E, count_EEB, loss_EEB, gap_T, experts_TK, sums,
@@ -309,7 +307,7 @@ def route_rows(  # type: ignore[no-untyped-def]
         sums[4] += size
 
 
-@njit(**_JIT)
+@jit
 def _sum_largest(value, count, last_in, top_k):  # type: ignore[no-untyped-def]
     """The K largest of the first `count` values added up, `last_in` being the K-th."""
     left = top_k
@@ -321,16 +319,13 @@ def _sum_largest(value, count, last_in, top_k):  # type: ignore[no-untyped-def]
     return total + left * last_in
 
 
-@njit(**_JIT)
+@jit
 def _hashed(seed, index):  # type: ignore[no-untyped-def]
-    """A number in [0, 1) that looks random (the mixing function of SplitMix64)."""
-    z = seed + (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    """A number in [0, 1) that looks random."""
+    return np.float64(splitmix(seed, index + np.uint64(1)) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(**_JIT)
+@jit
 def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     """sums[place] + sums[place + 1] += value, with the rounding error of the first kept in the second."""
     total = sums[place] + value
@@ -339,7 +334,7 @@ def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     sums[place] = total
 
 
-@njit(**_JIT)
+@jit
 def _share_out(near, value, count, low, high, top_k, unit, row, start_R, expert_N, units_N, share):  # type: ignore[no-untyped-def]
     """Share out a row's units: all above `high`, then down to `low` as listed; whether K picks came out.
 
@@ -360,7 +355,7 @@ def _share_out(near, value, count, low, high, top_k, unit, row, start_R, expert_
     return left == 0
 
 
-@njit(**_JIT)
+@jit
 def _listed_units(row, expert, start_R, expert_N, units_N):  # type: ignore[no-untyped-def]
     for entry in range(start_R[row], start_R[row + 1]):
         if expert_N[entry] == expert:
@@ -368,7 +363,7 @@ def _listed_units(row, expert, start_R, expert_N, units_N):  # type: ignore[no-u
     return 0
 
 
-@njit(**_JIT)
+@jit
 def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
     """Biased scores with pads at the lowest value; lane maxima; the survivors' experts and values."""
     biased = np.full(bias_P.size, lowest, bias_P.dtype)
@@ -376,7 +371,7 @@ def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
     return biased, np.empty(lanes, bias_P.dtype), np.empty(bias_P.size + WIDTH, np.int32), value
 
 
-@njit(**_JIT)
+@jit
 def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-untyped-def]
     """The biased scores of one row; the pads are left as they are."""
     whole = num_experts - num_experts % WIDTH
@@ -386,7 +381,7 @@ def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-unty
         biased[k] = flat[start + k] + bias_P[k]
 
 
-@njit(**_JIT)
+@jit
 def _add_price(flat, start, num_experts, per_unit, price_P, biased):  # type: ignore[no-untyped-def]
     """The same in integers; whether every score was a multiple of the quantum."""
     off = np.uint64(0)
@@ -402,13 +397,13 @@ def _add_price(flat, start, num_experts, per_unit, price_P, biased):  # type: ig
     return off == 0
 
 
-@njit(**_JIT)
+@jit
 def _quantised(score, per_unit):  # type: ignore[no-untyped-def]
     scaled = np.rint(np.float64(score) * per_unit)
     return np.int64(scaled) if scaled > -np.inf else np.int64(FORBIDDEN)
 
 
-@njit(**_JIT)
+@jit
 def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest, highest):  # type: ignore[no-untyped-def]
     """List the experts that may be among the K + 1 best or have a margin of at least -width, with their values."""
     lanes = lane_best.size
@@ -428,7 +423,7 @@ def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest
     return count
 
 
-@njit(**_JIT)
+@jit
 def _boundary(value, count, top_k, highest):  # type: ignore[no-untyped-def]
     """The K-th and (K+1)-th largest of the first `count` values; the last vector may be padded with lower ones."""
     last_in = splat(highest)

@@ -1,19 +1,17 @@
 """Compiled loops on the graph of experts: the cheapest flow that takes every surplus to a deficit.
 
 Arc (k, j) is made of segments, one for each bin of swaps from k to j, used from the cheapest on: bin b takes up to
-``capacity_EEB[k, j, b]`` units at ``price_EEB[k, j, b]`` each, prices not falling in b. The functions call each other,
-so they stand in one file: numba's cache does not look across files.
+``capacity_EEB[k, j, b]`` units at ``price_EEB[k, j, b]`` each, prices not falling in b.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+from alflb.kernels._jit import jit
 
 
-@njit(**_JIT)
+@jit
 def balance(capacity_EEB, price_EEB, potential_E, surplus_E, flow_EEB):  # type: ignore[no-untyped-def]
     """Fill `flow_EEB` until no surplus is left, along shortest paths; whether that was possible.
 
@@ -57,7 +55,7 @@ def balance(capacity_EEB, price_EEB, potential_E, surplus_E, flow_EEB):  # type:
     return True
 
 
-@njit(**_JIT)
+@jit
 def _find_segments(capacity_EEB, flow_EEB, k, j, next_EE, last_EE):  # type: ignore[no-untyped-def]
     """The first segment with room (the number of bins if none has), and the last with flow (-1 if none has)."""
     num_bins = capacity_EEB.shape[2]
@@ -71,7 +69,7 @@ def _find_segments(capacity_EEB, flow_EEB, k, j, next_EE, last_EE):  # type: ign
     last_EE[k, j] = last
 
 
-@njit(**_JIT)
+@jit
 def _cost(price_EEB, k, j, next_EE, last_EE):  # type: ignore[no-untyped-def]
     """The least price of one more unit from k to j: by the next swap, or by undoing one from j to k."""
     cost = np.inf
@@ -82,21 +80,21 @@ def _cost(price_EEB, k, j, next_EE, last_EE):  # type: ignore[no-untyped-def]
     return cost
 
 
-@njit(**_JIT)
+@jit
 def _goes_back(price_EEB, k, j, next_EE, last_EE, num_bins):  # type: ignore[no-untyped-def]
     if last_EE[j, k] < 0:
         return False
     return next_EE[k, j] == num_bins or -price_EEB[j, k, last_EE[j, k]] <= price_EEB[k, j, next_EE[k, j]]
 
 
-@njit(**_JIT)
+@jit
 def _room(capacity_EEB, price_EEB, flow_EEB, k, j, next_EE, last_EE):  # type: ignore[no-untyped-def]
     if _goes_back(price_EEB, k, j, next_EE, last_EE, capacity_EEB.shape[2]):
         return flow_EEB[j, k, last_EE[j, k]]
     return capacity_EEB[k, j, next_EE[k, j]] - flow_EEB[k, j, next_EE[k, j]]
 
 
-@njit(**_JIT)
+@jit
 def _shortest_path(  # type: ignore[no-untyped-def]
     capacity_EEB, price_EEB, potential_E, surplus_E, next_EE, last_EE, distance_E, parent_E, is_done_E
 ):

@@ -3,15 +3,18 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from proofs_check import _page, _runner, formal
 from proofs_check.__main__ import claims, main
 from proofs_check.formal import correspondence
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(formal.FOLDER.glob("*.v"))
 
 needs_coq = pytest.mark.skipif(
@@ -110,14 +113,13 @@ def test_sources_begin_with_their_claim_in_words_and_leave_nothing_open(source):
 
 @needs_coq
 def test_the_definitions_are_those_of_the_library():
-    assert correspondence.disagreements(seed=1, count=14) == []
+    assert correspondence.disagreements(seed=1, count=10) == []
 
 
 DEFINITIONS = {
-    "ties to the highest index": ([("definitions", "executable"), "(k < j)%N.", "(j < k)%N."], "picks"),
-    "the bias subtracted": ([("definitions", "executable"), "scores i k + p k", "scores i k - p k"], "load"),
-    "a step the wrong way": ([("definitions", "executable"), "p k + eps * (L k", "p k - eps * (L k"], "proportional"),
-    "open windows": ([("definitions", "executable"), "<= a + w", "< a + w"], "multiplicity"),
+    "D without targets": ("L k * p k", "p k", "D(p)"),
+    "a step the wrong way": ("p k + eps * (L k", "p k - eps * (L k", "proportional step"),
+    "open windows": ("<= a + w", "< a + w", "multiplicity"),
 }
 
 
@@ -125,14 +127,35 @@ DEFINITIONS = {
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_a_wrong_definition_is_found(name, changed_sources):
     """Wrong in the definition and in its program, so that the two still agree and all proofs pass."""
-    (files, old, new), quantity = DEFINITIONS[name]
-    changed_sources([(file, old, new) for file in files])
-    found = correspondence.disagreements(seed=1, count=14)
+    old, new, quantity = DEFINITIONS[name]
+    changed_sources([(file, old, new) for file in ("definitions", "executable")])
+    found = correspondence.disagreements(seed=1, count=5)
     assert any(line.startswith(quantity) for line in found), found
 
 
+@needs_coq
+def test_optima_of_the_exact_solver_are_optimal():
+    assert correspondence.refused_optima(seed=2, count=6) == []
+
+
+@needs_coq
+def test_a_plan_that_is_not_optimal_is_refused(monkeypatch):
+    """Two tokens exchange their experts: loads stay right, the value falls."""
+    honest = correspondence.solve_exact
+
+    def swapped(problem):
+        solution = honest(problem)
+        plan = solution.plan.toarray()
+        other = int(np.argmax((plan != plan[0]).any(axis=1)))
+        plan[[0, other]] = plan[[other, 0]]
+        return replace(solution, plan=csr_array(plan))
+
+    monkeypatch.setattr(correspondence, "solve_exact", swapped)
+    assert correspondence.refused_optima(seed=2, count=6)
+
+
 def test_instances_have_ties_and_fractional_targets_and_every_kind_of_k():
-    drawn = correspondence.instances(seed=1, count=14)
+    drawn = correspondence.instances(seed=1, count=10)
     assert any(not one.problem.is_integral for one in drawn)
     assert any(one.top_k > 1 for one in drawn)
     assert any(len(set(row)) < len(row) for one in drawn for row in one.scores.tolist())
@@ -143,6 +166,7 @@ def test_instances_have_ties_and_fractional_targets_and_every_kind_of_k():
 
 def test_without_coq_rows_say_so_and_nothing_fails(monkeypatch, capsys):
     monkeypatch.setattr(formal, "available", lambda: False)
+    monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
     (row,) = _runner.formal_rows(["C4"])
     assert row.passed
     assert row.verdict == f"skipped: {formal.INSTALL}"
@@ -162,7 +186,7 @@ def test_without_coq_make_proofs_says_what_to_install(monkeypatch, capsys):
 def test_the_page_of_claims_lists_what_was_proved():
     theorem = formal.THEOREMS[0]
     detail = {"theorems": [{"file": f"{theorem.file}.v", "name": theorem.name, "s": 1.25}]}
-    row = _runner.Row(theorem.claim, "all sizes", "Coq", 1, None, None, True, "1 theorems, no axioms", 1.3, detail)
+    row = _runner.Row(theorem.claim, "all sizes", "Coq", 1, None, None, True, "proved", 1.3, detail)
     assert f"| `{theorem.name}` | `{theorem.file}.v` | 1.2 |" in _page._formal_table([row])
 
 
