@@ -1,4 +1,4 @@
-"""``{experiments}``: one card per experiment page, with its figure, its claim and the verdict; and the code, below each page."""
+"""``{experiments}``: one card per experiment page, with figure, claim and verdict; and the code, below each page."""
 
 from __future__ import annotations
 
