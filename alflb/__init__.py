@@ -7,6 +7,7 @@ is quick and compiles nothing.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,9 +119,13 @@ __all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    """A public name, or a module of the package such as `alflb.plotting`, imported on first use."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"alflb.{_HOME[name]}"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"alflb.{name}") is not None:
+        value = importlib.import_module(f"alflb.{name}")
+    else:
         raise AttributeError(f"module 'alflb' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"alflb.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

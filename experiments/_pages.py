@@ -39,6 +39,7 @@ def write_report(folder: Path) -> Path:
                 "name": name,
                 "claim": _runner.load(name).CLAIM,
                 "verdict": _runner.load(name).VERDICT,
+                "caption": _runner.caption(name),
                 "findings": _runner.findings(name, folder / name),
                 "figure": base64.b64encode(picture.read_bytes()).decode(),
                 "provenance": _provenance_words(rows),

@@ -8,7 +8,7 @@ An experiment is a module of this package with
 * ``SEEDS``: how many repetitions the full size takes by default;
 * ``run(cell, seed) -> rows``: measure one cell; a row is a flat dict;
 * ``findings(rows) -> [Finding]``: the numbers that support or refute the claim, from saved rows only;
-* ``figure(rows) -> Figure``: drawn from saved rows only;
+* ``figure(rows) -> Figure``: drawn from saved rows only; the first sentence of its docstring is its caption;
 * ``cost(cell) -> float``, optional: relative work, for the estimated time to go;
 * ``NEEDS``, optional: packages beyond the library's own.
 """
@@ -100,6 +100,11 @@ def saved_rows(name: str, folder: Path) -> list[Row]:
 def plot(name: str, folder: Path) -> tuple[Path, Path]:
     """Draw an experiment's figure from its saved rows; returns the PNG and the SVG."""
     return plotting.save_figure(load(name).figure(saved_rows(name, folder)), folder / name)
+
+
+def caption(name: str) -> str:
+    """What an experiment's figure shows, in one sentence: the first one of its docstring."""
+    return (load(name).figure.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
 
 
 def findings(name: str, folder: Path) -> Sequence[Finding]:

@@ -88,7 +88,7 @@ def _column(rows: list[Row], name: str, order: str, distance: int) -> list[float
 
 @styled
 def figure(rows: list[Row]) -> Figure:
-    """Mean over seeds, with the range of the seeds as a band."""
+    """MaxVio of a fitted bias against the distance to the text it routes: mean and range over seeds."""
     drawing, (axis,) = new_figure(1, 1, height=3.2, width=5.0)
     for order, colour in (("text", RED), ("shuffled", BLUE)):
         chosen = [row for row in rows if row["order"] == order]

@@ -112,5 +112,6 @@ def test_using_the_core_loads_no_solver_no_plotting_and_no_compiler():
 def test_every_public_name_is_there():
     for name in alflb.__all__:
         assert getattr(alflb, name) is not None
+    assert alflb.plotting.WIDTH > 0
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = alflb.nothing

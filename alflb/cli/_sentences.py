@@ -83,6 +83,26 @@ def of_advice(advice: Advice) -> str:
     )
 
 
+def of_trace(facts: Row) -> str:
+    """How unbalanced the router is, and what to do next."""
+    if "max_vio_bias_0" not in facts:  # group-limited
+        return "Its experts are in groups: plain top-K says nothing about its loads."
+    words = f"Without a bias the busiest expert takes {1 + facts['max_vio_bias_0']:.3g} times its share"
+    if "max_vio_own_bias" in facts:
+        words += f", with the bias in force {1 + facts['max_vio_own_bias']:.3g} times"
+    ties = facts["boundary_ties"]
+    tied = f" {ties:,} tokens tie at the top-K boundary: keep the scores in float32." if ties else ""
+    return f"{words}.{tied} `alflb solve` gives the best bias, `alflb advise` a step size."
+
+
+def of_loads(facts: Row) -> str:
+    """How balanced a recorded run was, batch by batch and on the whole."""
+    return (
+        f"The busiest expert took {1 + facts['max_vio_batch_mean']:.3g} times its share of a batch on average, and "
+        f"{1 + facts['max_vio_global']:.3g} times its share of all {facts['num_batches']:,} batches."
+    )
+
+
 def of_verification(verdicts: Sequence[Verdict]) -> str:
     """Whether all bounds hold, and which of them say something."""
     failed = [one.claim for one in verdicts if not one.holds]

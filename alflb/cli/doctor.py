@@ -23,9 +23,14 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         print_json([one._asdict() for one in found])
     else:
-        print_facts({one.statement: _in_words(one) for one in found}, False, "")
+        print_facts({one.statement: _in_words(one) for one in found}, False, "", None, _conclusion(found))
     if not all(one.holds for one in found):
         raise SystemExit(1)
+
+
+def _conclusion(found: list[Finding]) -> str:
+    faults = [one.statement for one in found if not one.holds]
+    return f"Not in order: {', '.join(faults)}." if faults else "Everything that alflb needs is in order."
 
 
 def _in_words(found: Finding) -> str:

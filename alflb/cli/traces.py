@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alflb.cli._arguments import ArrayOption, JsonOption, TopKOption, TraceArgument, open_trace
-from alflb.cli._console import out, plain, print_facts, reports_errors
+from alflb.cli._console import conclude, out, plain, print_facts, reports_errors
 from alflb.cli._layers import describe_layers
+from alflb.cli._sentences import UNITS, of_loads, of_trace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,11 +46,15 @@ def inspect(
         )
         return
     opened = _open_any(trace, array, top_k)
-    print_facts(_facts(opened), as_json, str(trace or "shipped trace"))
-    if isinstance(opened, RouterTrace) and not as_json:
+    facts = _facts(opened)
+    print_facts(facts, as_json, str(trace or "shipped trace"), UNITS)
+    if as_json:
+        return
+    if isinstance(opened, RouterTrace):
         counted = histogram(opened.scores_TE, bins=16)
         if counted is not None:
             _print_histogram(*counted)
+    conclude(of_trace(facts) if isinstance(opened, RouterTrace) else of_loads(facts))
 
 
 @reports_errors
@@ -108,6 +113,7 @@ def convert(
     left_out = made.metadata.get("tokens_left_out")
     note = f" (the last {left_out} tokens do not fill a batch and are left out)" if left_out else ""
     out.print(f"wrote {plain(str(target))}{note}", soft_wrap=True, highlight=False)
+    conclude(f"Look at it: alflb inspect {target}")
 
 
 def _facts(opened: RouterTrace | LoadTrace) -> Row:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alflb.cli._arguments import JsonOption
-from alflb.cli._console import out, plain, print_json, reports_errors
+from alflb.cli._console import conclude, out, plain, print_json, reports_errors
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ def capture(
         write_trace(path, trace)
         facts = f"{len(trace.scores_TE)} tokens, {trace.metadata['score_function']}"
         out.print(f"{plain(str(path))}: {plain(layer)}, {facts}")
+    conclude(f"Look at one of them: alflb inspect {path}")
 
 
 def _load(name: str) -> tuple[Any, Any]:

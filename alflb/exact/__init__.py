@@ -163,7 +163,8 @@ def solve_streaming(
     SolverError
         If the passes are used up before the gap is within the tolerance (or no balanced assignment exists).
     ValueError
-        For bad arguments, a batch that is not one, or batches that differ from pass to pass.
+        For bad arguments, a batch that is not one, batches that differ from pass to pass, or scores (masks such as
+        -1e9, say) beside which the others have no digits left in floating point.
 
     Notes
     -----

@@ -45,7 +45,7 @@ class AssignmentSolution:
     upper_bound: float
     """D(p), at least LP*."""
     bias_E: NDArray[np.float64]
-    """An optimal dual variable p*, centred (mean zero) and rounded to float64; add it to the scores."""
+    """An optimal dual variable p*, centered (mean zero) and rounded to float64; add it to the scores."""
     load_E: NDArray[np.float64]
     """Loads of the plan, tokens."""
     plan: csr_array | None

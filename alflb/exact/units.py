@@ -121,4 +121,5 @@ class NeededScores(NamedTuple):
         """
         cut = scores_TE.shape[1] - top_k
         worst = float(np.partition(scores_TE, cut, axis=1)[:, cut].min())
-        return cls(worst, _APART * max(abs(worst), abs(float(scores_TE.max()))))
+        size = max(abs(worst), abs(float(scores_TE.max())))
+        return cls(worst, _APART * size if size else math.inf)  # beside 0 nothing is huge

@@ -7,6 +7,7 @@ same one at once: as many as a register has lanes. `route_block` takes tokens th
    expert and a lane is a token. A sorting network, which moves values and never indices, keeps the largest ``width``
    values of every lane, width being K rounded up to a power of two. The K-th of them, *tau*, is the bar that a token's
    experts must reach; the sum of the first K is its dual value.
+   With many picks, K > 32, each row's bar is found by halving an interval instead (`alflb.kernels._selection`).
    With many experts, the experts g, g + groups, g + 2 groups, ... enter the network as their maximum; tau is then the
    K-th largest of the maxima, a lower bound on the true bar.
 2. **Hits** (`_mark_row`). Each row is read again, now from cache, and compared with its tau. If exactly K experts
@@ -26,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.kernels._jit import jit_borrowing, jit_inline
-from alflb.kernels._network import keep_best
+from alflb.kernels._network import WIDEST, keep_best
+from alflb.kernels._selection import raise_bar, select_rows
 from alflb.kernels._simd import count_bits, lowest_bit, mark_hits, register_lanes, sum_best, transpose_biased
 from alflb.problem import FloatArray
 
@@ -47,7 +49,7 @@ class Routing(NamedTuple):
     """The bias in the dtype of the scores, padded with zeros."""
     top_k: int
     groups: int
-    """Groups in which experts enter the sorting network."""
+    """Groups in which experts enter the sorting network; 0 if there is none."""
 
 
 def make_routing(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_next: bool = False) -> Routing:
@@ -64,6 +66,8 @@ def _num_groups(num_experts: int, num_best: int, lanes: int, shared: float) -> i
     Fewer groups mean less sorting and more repairs, a group of one expert none: the lowest power of two that fills a
     register, is no narrower than the network, and keeps repairs rare; or else every expert is alone.
     """
+    if num_best > WIDEST:
+        return 0
     unit = max(lanes, _network_width(num_best))
     groups, pairs = unit, num_best * (num_best - 1) / 2
     while pairs * (-(-num_experts // groups) - 1) > shared * (num_experts - 1):
@@ -72,6 +76,7 @@ def _num_groups(num_experts: int, num_best: int, lanes: int, shared: float) -> i
 
 
 def _network_width(num_best: int) -> int:
+    """The width of the network; without one, its last two places are there for the K-th and (K+1)-th value."""
     return 1 << (num_best - 1).bit_length()
 
 
@@ -87,7 +92,8 @@ class Scratch(NamedTuple):
     columns_GL: NDArray[Any]
     """Transposed tokens: the lanes of group 0, of group 1, ..."""
     best_KL: NDArray[Any]
-    """Largest values of each lane, descending: the lanes of the largest, of the second, ..."""
+    """Largest values of each lane, descending: the lanes of the largest, of the second, ...; without a network only
+    the K-th and (K+1)-th."""
     sum_L: NDArray[np.float64]
     """Sum of the K largest values of each lane."""
     hits_W: NDArray[np.uint64]
@@ -146,7 +152,9 @@ def route_block(source, start, rows, routing, results, token, scratch):
     lanes, stride, top_k = scratch.sum_L.size, routing.bias_P.size, routing.top_k
     dual = 0.0
     for first in range(0, rows, lanes):
-        bound_rows(source, start + first * stride, routing, top_k, scratch)
+        bound_rows(source, start + first * stride, routing, scratch)
+        if routing.groups > 0:
+            sum_best(scratch.best_KL, top_k, scratch.sum_L)
         for row in range(first, min(first + lanes, rows)):
             row_start = start + row * stride
             tau = scratch.best_KL[(top_k - 1) * lanes + row - first]
@@ -173,15 +181,18 @@ def _write_row(hits_W, experts_TK, token):
 
 
 @jit_inline
-def bound_rows(source, start, routing, top_k, scratch):
-    """Step 1: for each row a bar that at least top_k experts reach, and the sum of top_k values that reach it.
+def bound_rows(source, start, routing, scratch):
+    """Step 1: for each of a register of rows a bar that at least top_k experts reach, in place K - 1 of `best_KL`.
 
-    They are written to `scratch.best_KL`, in place top_k - 1, and to `scratch.sum_L`.
+    With groups of one expert it is the K-th value, and the next place holds the (K+1)-th. Without a network both are
+    exact, and `sum_L` holds the sum of the K largest.
     """
+    if routing.groups == 0:
+        select_rows(source, start, routing, scratch)
+        return
     for group in range(0, routing.groups, scratch.sum_L.size):
         transpose_biased(source, start, routing.bias_P, group, routing.groups, scratch.columns_GL)
     keep_best(scratch.columns_GL, scratch.best_KL, scratch.sum_L.size)
-    sum_best(scratch.best_KL, top_k, scratch.sum_L)
 
 
 @jit_inline
@@ -219,7 +230,7 @@ def _repair_row(source, row_start, routing, tau, scratch):
             value_C[count] = source[row_start + expert] + bias_P[expert]
             bits &= bits - np.uint64(1)
             count += 1
-    tau, above = _raise_bar(value_C, count, top_k, tau)
+    tau, above = raise_bar(value_C, count, top_k, tau)
     ties_to_keep = top_k - above
     total = 0.0
     for c in range(count):
@@ -233,18 +244,3 @@ def _repair_row(source, row_start, routing, tau, scratch):
             scratch.load_P[expert] -= 1
             scratch.hits_W[expert // WORD] ^= np.uint64(1) << np.uint64(expert % WORD)
     return total
-
-
-@jit_borrowing
-def _raise_bar(value_C, count, top_k, tau):
-    """The K-th largest of the first `count` values, tau being a lower bound; how many values exceed it."""
-    while True:
-        above = 0
-        lowest_above = value_C[0]
-        for c in range(count):
-            if value_C[c] > tau:
-                lowest_above = value_C[c] if above == 0 else min(lowest_above, value_C[c])
-                above += 1
-        if above < top_k:
-            return tau, above
-        tau = lowest_above

@@ -6,8 +6,11 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from alflb.kernels._jit import jit_borrowing, jit_inline
+from alflb.kernels._jit import jit_inline
 from alflb.kernels._simd import address, in_llvm, larger_of, load_part, register_type, smaller_of, store_parts
+
+WIDEST = 32
+"""Values that a network can keep of each lane: twice as many would not fit into registers."""
 
 
 def sorting_network(width: int) -> list[tuple[int, int]]:
@@ -78,43 +81,6 @@ def absorb(_, columns_GL, start, best_KL, width):
     return types.void(columns_GL, types.intp, best_KL, width), codegen
 
 
-@jit_borrowing
-def _absorb_in_memory(columns_GL, start, best_KL, width):
-    """`absorb` for widths that would not fit into registers."""
-    lanes = best_KL.size // width
-    new_KL = columns_GL[start:][: best_KL.size]
-    merged = 1
-    while merged < width:  # the pairs of `sorting_network`
-        step = merged
-        while step >= 1:
-            for first in range(step % merged, width - step, 2 * step):
-                for i in range(first, min(first + step, width - step)):
-                    if i ^ (i + step) < 2 * merged:
-                        _exchange(new_KL, i, i + step, lanes)
-            step //= 2
-        merged *= 2
-    for i in range(width):
-        best_L, new_L = best_KL[i * lanes :][:lanes], new_KL[(width - 1 - i) * lanes :][:lanes]
-        for lane in range(lanes):
-            best_L[lane] = new_L[lane] if new_L[lane] > best_L[lane] else best_L[lane]
-    step = width // 2
-    while step >= 1:
-        for i in range(width):
-            if not i & step:
-                _exchange(best_KL, i, i + step, lanes)
-        step //= 2
-
-
-@jit_borrowing
-def _exchange(values_KL, i, j, lanes):
-    """Put the larger of values i and j first, in every lane."""
-    first_L, second_L = values_KL[i * lanes :][:lanes], values_KL[j * lanes :][:lanes]
-    for lane in range(lanes):
-        x, y = first_L[lane], second_L[lane]
-        first_L[lane] = x if x > y else y
-        second_L[lane] = y if x > y else x
-
-
 @jit_inline
 def keep_best(columns_GL, best_KL, lanes):
     """Write the best values of all columns to `best_KL`, lane by lane, descending.
@@ -124,7 +90,7 @@ def keep_best(columns_GL, best_KL, lanes):
     columns_GL : float array, flat
         The lanes of column 0, of column 1, ...; overwritten.
     best_KL : float array of the same dtype, flat
-        As many values per lane as its width, a power of two, says.
+        As many values per lane as its width, a power of two up to `WIDEST`, says.
     lanes : int
     """
     width = best_KL.size // lanes
@@ -141,7 +107,5 @@ def keep_best(columns_GL, best_KL, lanes):
             absorb(columns_GL, start, best_KL, 8)
         elif width == 16:
             absorb(columns_GL, start, best_KL, 16)
-        elif width == 32:
-            absorb(columns_GL, start, best_KL, 32)
         else:
-            _absorb_in_memory(columns_GL, start, best_KL, width)
+            absorb(columns_GL, start, best_KL, WIDEST)

@@ -258,6 +258,35 @@ def add(_, left, right):
     return left(left, right), codegen
 
 
+def _plain_multiply(left, right):
+    return left * right
+
+
+@in_llvm(_plain_multiply)
+def multiply(_, left, right):
+    """Element by element, left * right; floats only."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fmul(*args)
+
+    return left(left, right), codegen
+
+
+def _plain_margins(vector, last_in, first_out):
+    return vector - np.where(vector >= last_in, first_out, last_in)
+
+
+@in_llvm(_plain_margins)
+def margins(_, vector, last_in, first_out):
+    """Element by element, what exceeds `first_out` if `last_in` is reached, and `last_in` if not; floats only."""
+
+    def codegen(context, builder, signature, args):
+        value, last, first = args[0], every_lane(builder, args[1], WIDTH), every_lane(builder, args[2], WIDTH)
+        return builder.fsub(value, builder.select(builder.fcmp_ordered(">=", value, last), first, last))
+
+    return vector(vector, vector.dtype, vector.dtype), codegen
+
+
 def _plain_larger(left, right):
     return np.where(left > right, left, right)
 
@@ -270,6 +299,81 @@ def larger(_, left, right):
         return larger_of(builder, *args)
 
     return left(left, right), codegen
+
+
+def _plain_smaller(left, right):
+    return np.where(left < right, left, right)
+
+
+@in_llvm(_plain_smaller)
+def smaller(_, left, right):
+    """Element by element, the smaller number."""
+
+    def codegen(context, builder, signature, args):
+        return smaller_of(builder, *args)
+
+    return left(left, right), codegen
+
+
+def _plain_part(vector, bound):
+    reaching = vector >= bound
+    return np.where(reaching, vector, vector.dtype.type(np.inf)), np.where(reaching, vector.dtype.type(-np.inf), vector)
+
+
+@in_llvm(_plain_part)
+def part(_, vector, bound):
+    """The elements >= bound, inf for the others; and the others, -inf for those; floats only."""
+
+    def codegen(context, builder, signature, args):
+        kind = args[0].type
+        reaching = builder.fcmp_ordered(">=", args[0], every_lane(builder, args[1], WIDTH))
+        upper = builder.select(reaching, args[0], ir.Constant(kind, [np.inf] * WIDTH))
+        lower = builder.select(reaching, ir.Constant(kind, [-np.inf] * WIDTH), args[0])
+        return context.make_tuple(builder, signature.return_type, (upper, lower))
+
+    return types.UniTuple(vector, 2)(vector, vector.dtype), codegen
+
+
+def _plain_add_reaching(sums, vector, bound):
+    return sums + np.where(vector >= bound, vector, 0).astype(np.float64)
+
+
+@in_llvm(_plain_add_reaching)
+def add_reaching(_, sums, vector, bound):
+    """Element by element, sums + vector, in float64, where vector >= bound; elsewhere sums."""
+
+    def codegen(context, builder, signature, args):
+        total, value, bar = args
+        reaching = builder.fcmp_ordered(">=", value, every_lane(builder, bar, WIDTH))
+        addend = builder.select(reaching, value, ir.Constant(value.type, [0.0] * WIDTH))
+        return builder.fadd(total, addend if addend.type == total.type else builder.fpext(addend, total.type))
+
+    return sums(sums, vector, vector.dtype), codegen
+
+
+def _plain_sum_elements(vector):
+    half = WIDTH // 2
+    while half:
+        vector = vector[:half] + vector[half:]
+        half //= 2
+    return vector[0]
+
+
+@in_llvm(_plain_sum_elements)
+def sum_elements(_, vector):
+    """The sum of the WIDTH numbers, halves being added until one number is left; floats only."""
+
+    def codegen(context, builder, signature, args):
+        value, lanes = args[0], WIDTH
+        while lanes > 1:
+            lanes //= 2
+            low, high = (
+                builder.shuffle_vector(value, value, lane_mask(list(range(at, at + lanes)))) for at in (0, lanes)
+            )
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return vector.dtype(vector), codegen
 
 
 def _plain_finite_size(vector):
@@ -345,15 +449,32 @@ def least_element(_, vector):
     """The smallest of the WIDTH numbers."""
 
     def codegen(context, builder, signature, args):
-        (value,) = args
-        half = WIDTH // 2
-        while half:
-            turned = builder.shuffle_vector(value, value, lane_mask([(n + half) % WIDTH for n in range(WIDTH)]))
-            value = smaller_of(builder, value, turned)
-            half //= 2
-        return builder.extract_element(value, ir.Constant(_I32, 0))
+        return _reduced(builder, smaller_of, args[0])
 
     return vector.dtype(vector), codegen
+
+
+def _plain_largest_element(vector):
+    return vector.max()
+
+
+@in_llvm(_plain_largest_element)
+def largest_element(_, vector):
+    """The largest of the WIDTH numbers."""
+
+    def codegen(context, builder, signature, args):
+        return _reduced(builder, larger_of, args[0])
+
+    return vector.dtype(vector), codegen
+
+
+def _reduced(builder, choose, value):
+    half = WIDTH // 2
+    while half:
+        turned = builder.shuffle_vector(value, value, lane_mask([(n + half) % WIDTH for n in range(WIDTH)]))
+        value = choose(builder, value, turned)
+        half //= 2
+    return builder.extract_element(value, ir.Constant(_I32, 0))
 
 
 def _plain_at_least(vector, bound):
@@ -368,6 +489,54 @@ def at_least(_, vector, bound):
         return _bits_of(builder, ordered(builder, ">=", args[0], every_lane(builder, args[1], WIDTH)))
 
     return types.uint64(vector, bound), codegen
+
+
+def _plain_reaches(left, right):
+    return np.uint64(_pack(left >= right))
+
+
+@in_llvm(_plain_reaches)
+def reaches(_, left, right):
+    """Bit n of the result says whether element n of left is >= that of right."""
+
+    def codegen(context, builder, signature, args):
+        return _bits_of(builder, ordered(builder, ">=", *args))
+
+    return types.uint64(left, right), codegen
+
+
+def _plain_exceeds(left, right):
+    return np.uint64(_pack(left > right))
+
+
+@in_llvm(_plain_exceeds)
+def exceeds(_, left, right):
+    """Bit n of the result says whether element n of left is > that of right."""
+
+    def codegen(context, builder, signature, args):
+        return _bits_of(builder, ordered(builder, ">", *args))
+
+    return types.uint64(left, right), codegen
+
+
+def _plain_add_bits(array, index, bits):
+    array[index : index + WIDTH] += [int(bits) >> n & 1 for n in range(WIDTH)]
+
+
+@in_llvm(_plain_add_bits)
+def add_bits(_, array, index, bits):
+    """Add bit n to array[index + n], for n < WIDTH; the array is of int32."""
+    if array.dtype != types.int32:
+        return None
+
+    def codegen(context, builder, signature, args):
+        target = _vector_address(context, builder, array, *args[:2])
+        mask = builder.bitcast(builder.trunc(args[2], ir.IntType(WIDTH)), ir.VectorType(_I1, WIDTH))
+        counts = load_part(builder, target, 0, 4)
+        store_parts(builder, [builder.sub(counts, builder.sext(mask, counts.type))], target, 4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.uint64), codegen
 
 
 def _plain_to_grid(vector, per_unit, forbidden):
@@ -391,27 +560,28 @@ def to_grid(_, vector, per_unit, forbidden):
 
 
 def _plain_off_grid(vector, per_unit):
-    scaled = vector.astype(np.float64) * per_unit
+    scaled = vector.astype(np.asarray(per_unit).dtype) * per_unit
     return np.uint64(_pack(scaled != np.rint(scaled)))
 
 
 @in_llvm(_plain_off_grid)
 def off_grid(_, vector, per_unit):
-    """Bit n of the result says whether element n times per_unit is not a whole number."""
+    """Bit n of the result says whether element n times per_unit, in the type of that, is not a whole number."""
 
     def codegen(context, builder, signature, args):
         scaled, whole = _scaled(builder, *args)
         return _bits_of(builder, builder.fcmp_ordered("!=", scaled, whole))
 
-    return types.uint64(vector, types.float64), codegen
+    return types.uint64(vector, per_unit), codegen
 
 
 def _scaled(builder, vector, per_unit):
-    """Return vector * per_unit in float64, exact since per_unit is a power of two; and the same rounded to integers."""
-    double = ir.VectorType(ir.DoubleType(), WIDTH)
-    wide = vector if vector.type == double else builder.fpext(vector, double)
+    """Return vector * per_unit in the type of per_unit, a power of two; and the same rounded to integers."""
+    kind = ir.VectorType(per_unit.type, WIDTH)
+    wide = vector if vector.type == kind else builder.fpext(vector, kind)
     scaled = builder.fmul(wide, every_lane(builder, per_unit, WIDTH))
-    return scaled, _call(builder, f"llvm.rint.v{WIDTH}f64", double, scaled)
+    bits = 32 if per_unit.type == ir.FloatType() else 64
+    return scaled, _call(builder, f"llvm.rint.v{WIDTH}f{bits}", kind, scaled)
 
 
 def _pack(is_set):

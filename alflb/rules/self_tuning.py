@@ -28,11 +28,11 @@ from alflb.rules.base import RULES, Observation, Rule
 Vector = NDArray[np.float64]
 
 FIRST_STEP = 2.0**-30
-"""Score units. Any number far below the scores' own scale does: the search takes one step per factor of 2."""
+"""Score units. Any number far below the scores' own scale does: the search takes one batch per factor of 2."""
 STEP_RANGE = 2.0**80
 """Largest factor between the first step and any other."""
 CALM_BATCHES = 8
-"""Batches whose noise is measured before the search may end; they are still far too small steps to be answered."""
+"""Batches at the first step, whose noise is measured before steps double."""
 ALARM_SLACK, ALARM = 1.0, 4.0
 """Standard deviations: what a CUSUM chart ignores per batch, and the sum at which it says that loads answer."""
 MEMORY = 0.9
@@ -239,8 +239,8 @@ def _searched(memory: Memory, batch: _Batch) -> Memory:
 
 
 def _searching_move(memory: Memory, batch: _Batch) -> tuple[Vector, Memory]:
-    """A proportional step, each twice as large as the one before."""
-    step_size = _bounded(2.0 * memory.step_size) if memory.usual_tokens > 0.0 else memory.step_size
+    """A proportional step, each twice as large as the one before once the noise is known."""
+    step_size = _bounded(2.0 * memory.step_size) if memory.calm[0] >= CALM_BATCHES else memory.step_size
     return step_size * batch.shortfall_E, replace(memory, step_size=step_size)
 
 

@@ -288,7 +288,7 @@ def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Ma
 def plot_schedules(schedules: Mapping[str, Schedule], num_steps: int) -> Figure:
     """Step size against step number, one curve per schedule, on linear and on logarithmic axes."""
     figure, (left, right) = new_figure(1, 2, height=2.9)
-    step_N = np.unique(np.geomspace(1, num_steps, 200).astype(int))
+    step_N = np.unique(np.concatenate([np.geomspace(1, num_steps, 200), np.linspace(1, num_steps, 600)]).astype(int))
     for position, (name, schedule) in enumerate(schedules.items()):
         values = np.array([schedule(int(t)) for t in step_N])
         color = CATEGORIES[position % len(CATEGORIES)]

@@ -51,6 +51,8 @@ class LoadBalancer:
         process_group: Any = None,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> None:
+        if on_step is not None and not callable(on_step):
+            raise ValueError(f"on_step is {on_step!r}; pass a function of a StepReport, or a TrainingLog")
         self.rule = rule
         self.on_step = on_step
         self.num_steps = 0
@@ -181,11 +183,10 @@ class LoadBalancer:
             raise ValueError(
                 f"{rule!r} sees scores, which a balancer without a model does not; choose a load-only rule"
             )
-        if not isinstance(num_experts, Mapping):
-            num_experts = {f"layer_{n:02d}": count for n, count in enumerate(num_experts)}
         layers = []
-        for (name, count), target_E in zip(num_experts.items(), _targets(target, list(num_experts))):
-            layer = Layer(name, name, check_count(count, f"num_experts of {name}"), rule, target_E)
+        sizes = _named_sizes(num_experts)
+        for (name, size), target_E in zip(sizes.items(), _targets(target, list(sizes))):
+            layer = Layer(name, name, size, rule, target_E)
             layer.picks.top_k = check_top_k(top_k, layer.num_experts)
             layers.append(layer)
         return cls(layers, rule, process_group, on_step)
@@ -447,6 +448,17 @@ def _targets(target: ArrayLike | Mapping[str, ArrayLike] | None, names: list[str
     if unknown:
         raise ValueError(f"target names the layers {unknown}; there are {', '.join(names) or 'none'}")
     return [target.get(name) for name in names]
+
+
+def _named_sizes(num_experts: Any) -> dict[str, int]:
+    """Experts per layer by name; ValueError if they are not counts."""
+    if isinstance(num_experts, Mapping):
+        named = dict(num_experts)
+    elif isinstance(num_experts, Sequence):
+        named = {f"layer_{n:02d}": count for n, count in enumerate(num_experts)}
+    else:
+        raise ValueError(f"num_experts is {num_experts!r}; pass one number per layer, in a list or by name")
+    return {name: check_count(count, f"num_experts of {name}") for name, count in named.items()}
 
 
 def _labels(names: list[str]) -> list[str]:

@@ -31,7 +31,7 @@ _FEWEST_CHANCES = 8
 _CORRELATED = 0.2
 _ONE_WAY = 0.9
 """Net movement over total movement of a bias that never turns back."""
-_WORSE = 1.5
+_WORSE = 1.35
 """Counts that are so many times as far off the mean as at first have got worse."""
 _JUMP = 5.0
 """A step so many times the median one is a jump."""
@@ -340,7 +340,7 @@ def _not_following(bias_NE: FloatArray, counts_NE: FloatArray, load_NE: FloatArr
         return Suspicion(
             "sign",
             f"biases rise with their loads (correlation {-direct:.2f})",
-            "the update has the wrong sign: the bias of an overloaded expert must fall",
+            "the update has the wrong sign (the bias of an overloaded expert must fall), or experts in another order",
         )
     if direct >= _CORRELATED:
         return None
@@ -428,6 +428,8 @@ def _as_floats(values: Any, name: str) -> FloatArray:
     """Numbers as float64: arrays, tensors (of bf16 too, which numpy lacks), and lists of either."""
     if isinstance(values, (list, tuple)) and any(hasattr(value, "detach") for value in values):
         values = [_as_floats(value, name) for value in values]
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(f"{name} has masked entries; pass a record without gaps")
     if hasattr(values, "detach"):
         values = values.detach().double().cpu().numpy()
     try:

@@ -204,8 +204,11 @@ def watch(router: Router, layer: Layer, padding: Padding) -> list[Any]:
 
 def watch_scores(chooser: Chooser, layer: Layer, padding: Padding) -> list[Any]:
     """Count the scores of a router that chooses by ``torch.topk`` from now on."""
-    watcher = TopKWatcher(layer.num_experts, lambda *seen: layer.count_scores(*seen, padding))
-    return watcher.attach(chooser.module)
+
+    def see(module: nn.Module, ranked: torch.Tensor, picks: torch.Tensor) -> None:
+        layer.count_scores(module, ranked, picks, padding)
+
+    return TopKWatcher(layer.num_experts, see).attach(chooser.module)
 
 
 def refuse_missing(expected: set[str], saved: Mapping[str, Any], name: str) -> None:

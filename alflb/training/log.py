@@ -31,7 +31,7 @@ from alflb.training.step_report import LayerReport, StepReport
 
 
 class TrainingLog:
-    """Writes what a `LoadBalancer` reports, if it is given as its `on_step`.
+    """Writes what a `LoadBalancer` reports, if it is given as its `on_step`; on one rank of a group only.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""A rule's memory as tensors, numbers and text, and back."""
+"""A rule's memory as tensors and numbers, and back."""
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,43 @@ from alflb.rules import State
 def pack(state: State) -> Any:
     """A rule's memory in types that ``torch.load(weights_only=True)`` accepts.
 
+    Parameters
+    ----------
+    state : State
+        Arrays, numbers, None, and tuples and dataclasses of these.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+
     Examples
     --------
     >>> pack((np.zeros(2), 3))
     {'items': [tensor([0., 0.], dtype=torch.float64), 3]}
     """
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return {"fields": {field.name: pack(getattr(state, field.name)) for field in dataclasses.fields(state)}}
-    if isinstance(state, dict):
-        return {"entries": {name: pack(value) for name, value in state.items()}}
-    if isinstance(state, (tuple, list)):
+    if is_dataclass(state) and not isinstance(state, type):
+        return {"fields": {field.name: pack(getattr(state, field.name)) for field in fields(state)}}
+    if isinstance(state, tuple):
         return {"items": [pack(value) for value in state]}
     if isinstance(state, np.ndarray):
         return torch.from_numpy(state.copy())
     if isinstance(state, np.generic):
         return state.item()
-    if state is None or isinstance(state, (bool, int, float, str)):
+    if state is None or isinstance(state, (bool, int, float)):
         return state
-    raise ValueError(f"the rule keeps a {type(state).__name__}, which cannot be saved; use arrays, numbers and tuples")
+    raise ValueError(
+        f"the rule keeps a {type(state).__name__}, which cannot be saved; use arrays, numbers, tuples and dataclasses"
+    )
 
 
 def unpack(packed: Any, like: State) -> State:
-    """The memory again, in the containers of `like`, a memory of the same rule; arrays are checked for shape.
+    """The memory again, in the tuples and dataclasses of `like`, a memory of the same rule.
+
+    Raises
+    ------
+    ValueError
+        If arrays have another shape, tuples another length, or dataclasses other fields.
 
     Examples
     --------
@@ -49,21 +64,11 @@ def unpack(packed: Any, like: State) -> State:
         return array
     if not isinstance(packed, dict):
         return packed
-    if set(packed) == {"fields"} and dataclasses.is_dataclass(like) and not isinstance(like, type):
-        values = {name: unpack(value, getattr(like, name, None)) for name, value in packed["fields"].items()}
-        return dataclasses.replace(like, **values)
-    if set(packed) == {"entries"} and isinstance(like, dict):
-        return {name: unpack(value, like.get(name)) for name, value in packed["entries"].items()}
-    if set(packed) == {"items"} and isinstance(like, (tuple, list)):
-        return _sequence(packed["items"], like)
-    raise ValueError(
-        f"the rule's saved memory {sorted(packed)} does not fit the one it has here ({type(like).__name__})"
-    )
-
-
-def _sequence(items: list[Any], like: tuple[Any, ...] | list[Any]) -> Any:
-    """A tuple, named tuple or list of the kind of `like`."""
-    values = [unpack(value, like[n] if n < len(like) else None) for n, value in enumerate(items)]
-    if hasattr(like, "_fields"):
-        return type(like)(*values)
-    return type(like)(values)
+    if is_dataclass(like) and not isinstance(like, type):
+        kinds = {field.name: getattr(like, field.name) for field in fields(like)}
+        values = packed.get("fields", {})
+        if set(values) == set(kinds):
+            return replace(like, **{name: unpack(values[name], kind) for name, kind in kinds.items()})
+    if isinstance(like, tuple) and len(packed.get("items", ())) == len(like):
+        return tuple(unpack(value, kind) for value, kind in zip(packed["items"], like))
+    raise ValueError(f"the rule's saved memory {packed} does not fit the one it has here, {like!r}")

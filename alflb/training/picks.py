@@ -69,7 +69,10 @@ class PickCounter:
 
     def add_loads(self, loads: Any) -> None:
         """Add tokens per expert that were counted elsewhere: E whole numbers, of any dtype that holds them."""
-        load_E = torch.as_tensor(loads).detach()
+        try:
+            load_E = torch.as_tensor(loads).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"loads of {self.name} cannot be read as numbers ({error})") from None
         if load_E.shape != (self.num_experts,) or load_E.dtype == torch.bool or load_E.is_complex():
             raise ValueError(f"loads of {self.name} are {_kind(load_E)}; pass {self.num_experts} counts of tokens")
         counts = self._on(load_E.device)

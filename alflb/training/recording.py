@@ -56,12 +56,13 @@ def capture(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor] | tor
     if not choosers:
         raise ValueError(f"{type(model).__name__} has no router that chooses by torch.topk among its experts")
     recorders = [_Recorder(chooser) for chooser in choosers]
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         real_T, starts_D = _run(model, batches)
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
         for recorder in recorders:
             recorder.remove()
     called = [recorder for recorder in recorders if recorder.picks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -10,19 +11,27 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.writers.html5 import HTML5Translator
 
-_ALPHABET_OF_ONE_LETTER = re.compile(r"(\\math(?:bb|bf|cal|frak|scr|sf|tt))\s*([A-Za-z0-9])")
-_BOLD_DIGIT = re.compile(r'<mn mathvariant="bold">(\d)</mn>')
-_BOLD_DIGITS = "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗"
+_STYLED = re.compile(r'<(mi|mn) mathvariant="(double-struck|bold)">(\w)</\1>')
+
+
+def _letter(match: re.Match[str]) -> str:
+    """A styled letter as the Unicode character of its own that it is: browsers ignore ``mathvariant``."""
+    tag, style, sign = match.groups()
+    kind = "DIGIT" if sign.isdigit() else "CAPITAL" if sign.isupper() else "SMALL"
+    word = unicodedata.name(sign).split()[-1]
+    name = f"{style.upper()} {kind} {word}"
+    try:
+        letter = unicodedata.lookup(f"MATHEMATICAL {name}")
+    except KeyError:  # R, C, N and a few more were there before the others
+        letter = unicodedata.lookup(name)
+    return f"<{tag}>{letter}</{tag}>"
 
 
 def _mathml(latex: str, display: str) -> str:
-    r"""MathML in Unicode letters: browsers ignore the attribute that the converter writes for ``\mathbb E``."""
-    latex = _ALPHABET_OF_ONE_LETTER.sub(r"\1{\2}", latex.strip())
     try:
-        written = convert(latex, display=display)
+        return _STYLED.sub(_letter, convert(latex.strip(), display=display))
     except Exception as error:  # the converter raises what it likes
         raise SphinxError(f"cannot convert the formula {latex!r}: {error!r}") from error
-    return _BOLD_DIGIT.sub(lambda digit: f"<mn>{_BOLD_DIGITS[int(digit[1])]}</mn>", written)
 
 
 def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:

@@ -81,22 +81,23 @@ THEOREMS = (
     Theorem("C6", "counterexamples", "balance_bound_needs_equal_targets", "the bound fails for unequal targets"),
     Theorem("C9", "c9_regret_recursion", "logarithmic_regret", "the bound, given the recursion of its proof"),
     Theorem("C10", "c10_constant_step", "constant_step", "the pathwise inequality, any batches"),
-    Theorem("C10", "c10_constant_step", "squared_violation_le", "|A - L|^2 <= T^2 (K - K^2 / E)"),
-    Theorem("C10", "c10_constant_step", "online_regret", "a regret bound without projection, any batches"),
+    Theorem("C11", "c11_bounded_bias", "bounded_bias", "spread(p_n) <= max(spread(p_0), rho + 2u), any batches"),
+    Theorem("C11", "c11_bounded_bias", "fixed_batch_gap", "D - LP* <= E B (rho + u) from step floor(E R / 2) on"),
+    Theorem("C12", "c12_adversarial_regret", "adversarial_regret", "the bound at the best step, spread(q) <= rho"),
+    Theorem("C12", "c12_adversarial_regret", "online_regret", "the bound at every step size and comparator"),
+    Theorem("C12", "c12_adversarial_regret", "squared_violation_le", "|A - L|^2 <= T^2 (K - K^2 / E)"),
+    Theorem("C14", "c14_whiteness", "white_iff_kalman", "observations are white iff the gain is Kalman's"),
+    Theorem("C14", "c14_whiteness", "lagged_covariance", "the covariance of observations at every lag"),
+    Theorem("C14", "c14_whiteness", "kalman_gain_best", "that gain alone has the least next variance"),
     Theorem("LP", "duality", "certificate_sound", "a plan that passes the solver's certificate is optimal"),
     Theorem("LP", "duality", "weak_duality", "D(p) bounds every feasible value"),
     Theorem("LP", "duality", "complementary_slackness", "complementary slackness implies optimality"),
     Theorem("LP", "duality", "exact_balance_optimal", "exact balance is optimal"),
     Theorem("LP", "certificate", "certified_optimal", "the same as a program, for one instance at a time"),
-    Theorem("BIAS", "bounded_bias", "bounded_bias", "spread(p_n) <= max(spread(p_0), rho + 2u), any batches"),
-    Theorem("BIAS", "bounded_bias", "fixed_batch_gap", "D - LP* <= E B (rho + u) from step floor(E R / 2) on"),
-    Theorem("GAIN", "whiteness", "white_iff_kalman", "observations are white iff the gain is Kalman's"),
-    Theorem("GAIN", "whiteness", "lagged_covariance", "the covariance of observations at every lag"),
-    Theorem("GAIN", "whiteness", "kalman_gain_best", "that gain alone has the least next variance"),
 )
 """Every main theorem, the most important one of each claim first."""
 
-OTHER_CLAIMS = ("LP", "BIAS", "GAIN")
+OTHER_CLAIMS = ("LP",)
 """What is proved here and has no module of its own in `proofs_check`."""
 
 
@@ -120,9 +121,16 @@ class CoqError(RuntimeError):
     """A file that Coq refuses, with its message."""
 
 
+@cache
 def available() -> bool:
-    """Whether Coq is installed."""
-    return shutil.which("coqc") is not None
+    """Whether Coq and the libraries that the proofs use are installed."""
+    if shutil.which("coqc") is None:
+        return False
+    try:
+        run_coq("libraries", "From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint rat zify ring.")
+    except CoqError:
+        return False
+    return True
 
 
 def prove(theorems: Iterable[Theorem]) -> list[Proof]:
@@ -131,7 +139,7 @@ def prove(theorems: Iterable[Theorem]) -> list[Proof]:
     Raises
     ------
     CoqError
-        If a file does not compile: a proof has failed, or MathComp is missing.
+        If a file does not compile: a proof has failed.
     """
     chosen = tuple(theorems)
     seconds = {one.file: compiled(one.file) for one in chosen}

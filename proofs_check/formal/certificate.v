@@ -1,5 +1,5 @@
-(* A plan and a bias whose computed values agree: then the plan is optimal. So Coq can check the answer of any solver, one
-   instance at a time; tests do, with answers of our own. *)
+(* A plan and a bias whose computed values agree: then the plan is optimal. So Coq can check the answer of any solver,
+   one instance at a time; tests do so with answers of our own. *)
 
 From mathcomp Require Import all_ssreflect ssralg ssrnum ssrint rat.
 From alflb Require Import definitions topk duality executable.

@@ -27,13 +27,14 @@ def too_wide(text):
     """The numbers of lines that are too wide; tables, headings, pictures, formulas and marked parts may be wide."""
     text = re.sub(r"(<!-- (\w+): begin -->).*?(<!-- \2: end -->)", _blank, text, flags=re.DOTALL)
     text = re.sub(r"^\$\$.*?\$\$$", _blank, text, flags=re.DOTALL | re.MULTILINE)
-    fence = None
+    fence, quoted = None, False
     for number, line in enumerate(text.splitlines(), start=1):
-        mark = re.match(r"\s*(`{3,})", line)
+        mark = re.match(r"\s*(`{3,})(.*)", line)
         if mark and fence in (None, mark.group(1)):
             fence = None if fence else mark.group(1)
+            quoted = mark.group(2) == "text"  # theorems, as they stand in their files
             continue
-        free = not fence and (line.startswith(("|", "#", "![")) or " " not in line.strip())
+        free = quoted if fence else (line.startswith(("|", "#", "![")) or " " not in line.strip())
         if len(line) > (CODE_COLUMNS if fence else PROSE_COLUMNS) and not free:
             yield number
 
@@ -58,6 +59,7 @@ def test_lines_are_wrapped(name):
         ("```python\n```\n" + "word " * 21, [3]),
         ("<!-- measured: begin -->\n" + "word " * 21 + "\n<!-- measured: end -->\n" + "word " * 21, [4]),
         ("| " + "cell | " * 20 + "\n# " + "word " * 21 + "\n![" + "word " * 21 + "](a.png)\n" + "x" * 120, []),
+        ("```text\n" + "x " * 60 + "\n```\n" + "word " * 21, [4]),
         ("$$ x = " + "y + " * 30 + "z $$\n", []),
     ],
 )

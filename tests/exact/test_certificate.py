@@ -93,6 +93,16 @@ def test_one_token_too_few_is_not_made_up_for_by_another():
     assert prove(units=(1, 1, 0, 0), **tied) is None
 
 
+@pytest.mark.parametrize(
+    ("top_k", "target", "units"),
+    [(1, [1, 1, 0], (1, 1, -1, 0, 0, 1)), (2, [2, 1, 1], (2, 0, 0, 0, 1, 1))],
+)
+def test_shares_of_impossible_size_are_not_made_up_for_by_another_token(top_k, target, units):
+    """All sums are right; one share is below 0, or above 1."""
+    tied = {"scores": np.ones((2, 3)), "prices": [0, 0, 0], "tokens": (0, 1), "entries": ((0, 1, 2), (0, 1, 2))}
+    assert prove(top_k=top_k, target=target, units=units, **tied) is None
+
+
 def test_split_picks_are_checked_like_whole_ones():
     scores = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
     tied = {"scores": scores, "prices": [0, 0, 0], "unit": 2, "tokens": (0, 1), "entries": ((0, 1), (0, 1))}
@@ -114,6 +124,18 @@ def test_an_expert_one_quantum_worse_is_no_tie():
     """The boundary between decided and tied is where the K-th and the (K+1)-th best are equal, not one apart."""
     assert prove(prices=[0, 0, 0], target=[2, 1, 1], units=(0, 1)).experts_TK.ravel().tolist() == [0, 0, 1, 2]
     assert prove(prices=[0, 0, 0], target=[1, 2, 1], units=(0, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "top_k", "target", "units"),
+    [
+        ([2.0, 2.0, 1.0], 1, [0, 0, 1], (0, 0, 1)),  # the pick of a tie goes to an expert one quantum below it
+        ([3.0, 2.0, 2.0], 2, [0, 1, 1], (0, 1, 1)),  # both do, and the expert one quantum above goes without
+    ],
+)
+def test_listed_units_decide_among_tied_experts_only(scores, top_k, target, units):
+    one = {"scores": np.array([scores]), "top_k": top_k, "prices": [0, 0, 0], "tokens": (0,), "entries": ((0, 1, 2),)}
+    assert prove(target=target, units=units, **one) is None
 
 
 def test_digits_below_the_quantum_show_whichever_chunk_holds_them(monkeypatch):

@@ -119,6 +119,14 @@ def test_all_scores_zero():
     assert solution.upper_bound == solution.lower_bound == 0.0
 
 
+def test_negative_scores_beside_zeros_are_not_taken_for_masks():
+    """Rows less their maximum, as of logarithms: the best of every row is 0, and the others are what they are."""
+    scores = make_scores("uniform", 3000, 6, np.random.default_rng(1))
+    solution = solve_streaming(batched(scores - scores.max(axis=1, keepdims=True), 1), sample_rows=500)
+    assert solution.converged
+    assert solve_exact(AssignmentProblem(scores - scores.max(axis=1, keepdims=True), 1)).forbidden_below == -np.inf
+
+
 def test_tolerance_is_met_to_rounding():
     scores = make_scores("uniform", 5000, 6, np.random.default_rng(5))
     solution = solve_streaming(batched(scores, 2), tolerance=1e-10, sample_rows=500)
@@ -309,7 +317,7 @@ def test_bad_arguments_are_refused():
         solve_streaming(BatchedProblem(problem.batches, 5))
     with pytest.raises(ValueError, match="no batch"):
         solve_streaming(BatchedProblem(list, 1))
-    with pytest.raises(ValueError, match="divide"):
+    with pytest.raises(ValueError, match="use -inf to forbid a pair"):
         solve_streaming(BatchedProblem(lambda: [np.full((4, 2), 1e38, np.float32)], 1))
 
 

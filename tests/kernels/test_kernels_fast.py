@@ -81,6 +81,28 @@ def test_equals_reference_on_small_tied_batches(data):
     assert_equals_reference(scores_TE, rng.integers(-levels, levels, num_experts) / 1024, top_k)
 
 
+@given(st.data())
+def test_many_picks_equal_reference_however_the_scores_are_spread(data):
+    """Beyond 32 picks a bar is searched for; ties, infinities and sizes far apart leave it little to go by."""
+    num_experts = data.draw(st.integers(34, 140))
+    top_k = data.draw(st.integers(33, num_experts))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    scores_TE = rng.standard_normal((20, num_experts))
+    spread = data.draw(st.sampled_from([0, 1, 100, 280]))
+    scores_TE *= 2.0 ** rng.integers(-spread, spread // 2 + 1, scores_TE.shape).clip(-140, 120)
+    if data.draw(st.booleans()):
+        scores_TE = np.round(scores_TE, data.draw(st.integers(0, 2)))
+    scores_TE[rng.random(scores_TE.shape) < data.draw(st.sampled_from([0.0, 0.2, 0.7]))] = -np.inf
+    scores_TE, bias_E = scores_TE.astype(dtype), np.zeros(num_experts)
+    expected = reference.allocate_with_margins(scores_TE, bias_E, top_k)
+    actual = numba_.allocate_with_margins(scores_TE, bias_E, top_k)
+    np.testing.assert_array_equal(actual[0].experts_TK, expected[0].experts_TK)
+    np.testing.assert_array_equal(actual[1], expected[1])
+    assert actual[0].dual_sum == pytest.approx(expected[0].dual_sum, rel=1e-9)
+    np.testing.assert_array_equal(numba_.loads(scores_TE, bias_E, top_k)[0], expected[0].load_E)
+
+
 @pytest.mark.jit
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, dtype):

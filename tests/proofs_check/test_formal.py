@@ -9,18 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+from typer.testing import CliRunner
 
 from proofs_check import _page, _runner, formal
-from proofs_check.__main__ import claims, main
+from proofs_check.__main__ import app, claims
 from proofs_check.formal import correspondence
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(formal.FOLDER.glob("*.v"))
 
-needs_coq = pytest.mark.skipif(
-    not formal.available() and os.environ.get("ALFLB_REQUIRE_EXTRAS") != "1",
-    reason=f"needs Coq: {formal.INSTALL}",
-)
+needs_coq = pytest.mark.usefixtures("coq")
+
+
+@pytest.fixture
+def coq():
+    """Skip without Coq, but not where the environment says that everything is installed."""
+    if not formal.available() and os.environ.get("ALFLB_REQUIRE_EXTRAS") != "1":
+        pytest.skip(f"needs Coq: {formal.INSTALL}")
 
 
 @pytest.fixture
@@ -117,7 +122,7 @@ def test_the_definitions_are_those_of_the_library():
 
 
 DEFINITIONS = {
-    "D without targets": ("L k * p k", "p k", "D(p)"),
+    "targets squared": ("L k * p k", "L k * (L k * p k)", "D(p)"),
     "a step the wrong way": ("p k + eps * (L k", "p k - eps * (L k", "proportional step"),
     "open windows": ("<= a + w", "< a + w", "multiplicity"),
 }
@@ -164,15 +169,25 @@ def test_instances_have_ties_and_fractional_targets_and_every_kind_of_k():
 # ---- what people see ----
 
 
-def test_without_coq_rows_say_so_and_nothing_fails(monkeypatch, capsys):
+def test_coq_without_its_libraries_is_not_available(monkeypatch):
+    def refused(name, text):
+        raise formal.CoqError("Cannot find a physical path bound to logical path mathcomp.")
+
+    monkeypatch.setattr(formal.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(formal, "run_coq", refused)
+    assert not formal.available.__wrapped__()
+
+
+def test_without_coq_rows_say_so_and_nothing_fails(monkeypatch):
     monkeypatch.setattr(formal, "available", lambda: False)
     monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
     (row,) = _runner.formal_rows(["C4"])
     assert row.passed
     assert row.verdict == f"skipped: {formal.INSTALL}"
     assert _page._formal_table([row]) == "Coq was not installed for this run."
-    assert main(["--claim", "C1", "--instances", "20", "--json"]) == 0
-    assert '"skipped: apt-get install coq' in capsys.readouterr().out
+    done = CliRunner().invoke(app, ["--claim", "C1", "--instances", "20", "--json"])
+    assert done.exit_code == 0
+    assert '"skipped: apt-get install coq' in done.stdout
 
 
 def test_without_coq_make_proofs_says_what_to_install(monkeypatch, capsys):

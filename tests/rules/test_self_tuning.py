@@ -69,12 +69,19 @@ def drive(stream, num_steps, top_k=2, *, show=lambda t, load: load, push=lambda 
 
 
 def test_three_steps_of_the_search_by_hand():
-    # r = (-1, 0, 1) at the first step size, (-1/2, 1/4, 1/4) at twice that, and 0
+    # r = (-1, 0, 1), (-1/2, 1/4, 1/4) and 0 at the first step size, which waits for the noise to be known
     target = [np.full(3, 4.0)] * 3
     biases, states = follow([[8, 4, 0], [6, 3, 3], [4, 4, 4]], target)
-    expected = np.array([[-1, 0, 1], [-2, 0.5, 1.5], [-2, 0.5, 1.5]]) * self_tuning.FIRST_STEP
+    expected = np.array([[-1, 0, 1], [-1.5, 0.25, 1.25], [-1.5, 0.25, 1.25]]) * self_tuning.FIRST_STEP
     np.testing.assert_array_equal(biases, expected)
-    assert [state.step_size / self_tuning.FIRST_STEP for state in states] == [1, 2, 4]
+    assert {state.step_size for state in states} == {self_tuning.FIRST_STEP}
+
+
+def test_steps_double_once_the_noise_is_known():
+    load, target = [[8, 4, 0]] * 12, [np.full(3, 4.0)] * 12
+    _, states = follow(load, target)
+    steps = [state.step_size / self_tuning.FIRST_STEP for state in states]
+    assert steps == [1] * 8 + [2, 4, 8, 16]
 
 
 def test_three_steps_of_tracking_by_hand():

@@ -153,6 +153,10 @@ def test_a_bias_changed_by_somebody_else_is_noticed(culprit):
             ),
             "is torch.int64 of shape",
         ),
+        (
+            lambda model: setattr(model.model.layers[1].mlp.gate, "e_score_correction_bias", torch.zeros(0)),
+            "is sharded; leave it out of sharding",
+        ),
     ],
 )
 def test_tensors_that_are_no_bias_are_refused(spoil, message):

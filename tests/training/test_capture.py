@@ -48,6 +48,15 @@ def test_padding_is_left_out_and_documents_start_where_rows_do():
     np.testing.assert_allclose(padded.scores_TE[:10], plain.scores_TE[:10], rtol=1e-5)
 
 
+def test_modules_keep_the_modes_they_had():
+    model = make_model()
+    model.model.layers[0].eval()
+    capture(model, text_batches(1))
+    assert model.training
+    assert not model.model.layers[0].training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_an_added_bias_is_captured_as_one():
     model = make_model("qwen3_moe")
     training.add_bias(model)

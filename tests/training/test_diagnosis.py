@@ -8,6 +8,7 @@ from alflb.precision import round_to
 from alflb.rules import Observation, Rule
 from alflb.schedules import Piecewise
 from alflb.training.diagnosis import diagnose, rank_disagreement, representable_share, unmoved_share, update_delay
+from tests._extras import require
 
 RULES = {
     "sign": make_rule("sign", 3e-3),
@@ -130,6 +131,85 @@ def test_a_bias_that_follows_other_loads_has_no_delay():
     assert update_delay(run.bias_NE, other.load_NE, max_delay=5) is None
 
 
+class Faulty(Rule):
+    """The sign rule with something done to its loads or to its bias."""
+
+    def __init__(self, *, loads=lambda load_E: load_E, bias=lambda bias_E, before_E, t: bias_E):
+        self.rule, self.loads, self.bias = make_rule("sign", 3e-3), loads, bias
+
+    def step(self, bias_E, seen, state):
+        shown = Observation(seen.t, seen.target_E, load_E=self.loads(seen.load_E))
+        return self.bias(self.rule.step(bias_E, shown, state)[0], bias_E, seen.t), state
+
+
+def partly_frozen(bias_E, before_E, t):
+    return np.concatenate([before_E[:3], bias_E[3:]])
+
+
+FAULTS = {
+    "frozen experts": Faulty(bias=partly_frozen),
+    "jump": Faulty(bias=lambda bias_E, before_E, t: np.zeros_like(bias_E) if t == 70 else bias_E),
+    "sign": Faulty(loads=lambda load_E: 2 * load_E.mean() - load_E),
+}
+
+
+@pytest.mark.parametrize("stream", ["drift", "zipf", "linear_router", "logistic"])
+@pytest.mark.parametrize("check", FAULTS)
+def test_faults_of_the_update(check, stream):
+    num_experts = 64 if check == "frozen experts" else 8
+    for seed in range(3):
+        source = make_stream(stream, num_tokens=1024, num_experts=num_experts, population_seed=seed)
+        run = simulate(source, FAULTS[check], top_k=2, num_steps=120, seed=seed)
+        found = {suspicion.check: suspicion for suspicion in diagnose(run.load_NE, run.bias_NE, num_picks=PICKS)}
+        assert check in found
+    if check == "frozen experts":
+        assert "3 of 64 experts never moved in the last half (0, 1, 2)" in found[check].evidence
+    if check == "jump":
+        assert "at step 70" in found[check].evidence
+
+
+@pytest.mark.parametrize("stream", ["drift", "zipf", "linear_router", "logistic"])
+def test_experts_in_another_order(stream):
+    """Counts that are not the loads in their order; counts of other experts than those whose bias they move."""
+    source = make_stream(stream, num_tokens=1024, num_experts=8)
+    run = simulate(source, Faulty(loads=lambda load_E: np.roll(load_E, 1)), top_k=2, num_steps=120)
+    assert "permuted" in checks(run, np.roll(run.load_NE, 1, axis=1), loads=run.load_NE)
+    assert {"sign", "unrelated", "permuted"} & set(checks(run)), "the record shows the true loads"
+    healthy_run = simulate(source, RULES["sign"], top_k=2, num_steps=120)
+    assert {"sign", "unrelated", "permuted"} & set(checks(healthy_run, np.roll(healthy_run.load_NE, 3, axis=1)))
+
+
+def test_a_bias_that_moves_other_experts_runs_away():
+    """The update is given, and the record shows, counts in the order of other experts: only their growth tells."""
+    source = make_stream("linear_router", num_tokens=1024, num_experts=8)
+    run = simulate(source, Faulty(loads=lambda load_E: np.roll(load_E, 1)), top_k=2, num_steps=120)
+    assert checks(run, np.roll(run.load_NE, 1, axis=1)) == ["runaway"]
+
+
+@pytest.mark.parametrize("count", [512, 1000])
+@pytest.mark.parametrize("num_experts", [1, 8])
+def test_exact_balance_is_no_fault(count, num_experts):
+    counts_NE = np.full((60, num_experts), count)
+    assert diagnose(counts_NE, np.zeros((61, num_experts)), num_picks=count * num_experts) == []
+
+
+def test_tensors_of_16_bits_are_read():
+    """Lists of them too: what a hook collects."""
+    torch = require("torch")
+    run = healthy()
+    tensor = torch.tensor(run.bias_NE).bfloat16()
+    for bias in (tensor, list(tensor)):
+        assert "rounded bias" in [s.check for s in diagnose(torch.tensor(run.load_NE), bias, num_picks=PICKS)]
+
+
+def test_biases_too_large_for_their_steps():
+    """Near 12, float32 numbers are 1e-6 apart: scores of 1e-8 tie, and steps of 1e-8 are lost."""
+    run = healthy()
+    small = (12.0 + run.bias_NE * 1e-6).astype(np.float64)
+    assert "resolution" in checks(run, bias=small)
+    assert checks(run, bias=12.0 + run.bias_NE) == []
+
+
 def test_ranks_that_disagree():
     run = healthy()
     ranks = np.stack([run.bias_NE[-1], run.bias_NE[-1]])
@@ -150,6 +230,12 @@ def test_ranks_that_disagree():
         (lambda: representable_share([], "bf16"), "values are empty"),
         (lambda: representable_share([1.0], "bf8"), "unknown precision"),
         (lambda: rank_disagreement([1.0, 2.0]), "pass \\(ranks, experts\\)"),
+        (lambda: diagnose(np.ones((4, 3)), np.zeros((5, 3)), num_picks=3, rank_bias=np.zeros((2, 4))), "4 experts and"),
+        (lambda: diagnose(np.ones((4, 3)), np.zeros((5, 3)), num_picks=3, max_delay=-3), "max_delay is -3"),
+        (lambda: diagnose(np.ones((4, 3)), np.zeros((5, 3)), num_picks=3, max_delay=2.5), "max_delay is 2.5"),
+        (lambda: diagnose(-np.ones((4, 3)), np.zeros((5, 3)), num_picks=3), "counts hold -1; pass tokens"),
+        (lambda: diagnose(np.ones((4, 3)), np.zeros((5, 3)), num_picks=3, loads=np.ones((3, 3))), "and loads"),
+        (lambda: diagnose([["a", "b"]], np.zeros((2, 2)), num_picks=3), "counts cannot be read as numbers"),
     ],
 )
 def test_bad_records_are_refused(call, words):

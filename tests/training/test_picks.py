@@ -143,6 +143,19 @@ def test_targets_that_do_not_fit_are_refused(target):
         LoadBalancer.attach(feeds(), target=target)
 
 
+def test_what_is_no_list_of_layers_or_no_function_is_refused():
+    with pytest.raises(ValueError, match="num_experts is 8; pass one number per layer"):
+        LoadBalancer.for_layers(8, top_k=1)
+    with pytest.raises(ValueError, match="num_experts of layer_00 is 0"):
+        LoadBalancer.for_layers([0], top_k=1)
+    with pytest.raises(ValueError, match="top_k is 9"):
+        LoadBalancer.for_layers([8], top_k=9)
+    with pytest.raises(ValueError, match="on_step is 3; pass a function"):
+        LoadBalancer.attach(feeds(), on_step=3)
+    with pytest.raises(ValueError, match="loads of layer_00 cannot be read as numbers"):
+        LoadBalancer.for_layers([2], top_k=1).add_loads("layer_00", ["a", "b"])
+
+
 def test_targets_by_layer():
     balancer = LoadBalancer.attach(feeds(), schedule=1.0, target={"1": np.arange(1, 9)})
     assert balancer._layers["0"].weight_E.tolist() == [1.0] * 8

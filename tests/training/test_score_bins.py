@@ -6,6 +6,8 @@ import pytest
 from alflb import make_stream, simulate
 from alflb.rules import make_rule
 from tests.training.models import (
+    BATCH,
+    LENGTH,
     NUM_EXPERTS,
     TOP_K,
     Feed,
@@ -48,7 +50,8 @@ def test_a_step_is_that_of_the_rule_on_all_micro_batches(name):
     report = balancer.step()
     assert [layer.name for layer in report.layers] == list(expected)
     for layer in report.layers:
-        assert np.abs(layer.bias_E - expected[layer.name]).max() < 2 * 2.1 / BINS
+        assert layer.load_E.sum() == 3 * BATCH * LENGTH * TOP_K
+        assert np.abs(layer.bias_E - expected[layer.name]).max() < 2.1 / BINS
 
 
 def test_the_next_batch_is_balanced():

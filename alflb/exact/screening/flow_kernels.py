@@ -174,7 +174,7 @@ def expert_margins(start_R, picks_R, expert_N, score_N, price_E, start_E, margin
 
 @jit
 def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untyped-def]
-    """For each expert the rank-th largest margin, which minimises D along its bias; reorders the margins.
+    """For each expert the rank-th largest margin, which minimizes D along its bias; reorders the margins.
 
     Returns how many picks are misplaced whichever way ties fall.
     """

@@ -1,6 +1,6 @@
 """Stage 1: guess the optimal bias from a sample, by damped quantile steps.
 
-Given the other biases, the exact minimiser of D in p_k alone is p_k minus the L_k-th largest margin of expert k
+Given the other biases, the exact minimizer of D in p_k alone is p_k minus the L_k-th largest margin of expert k
 (see `row_kernels` for margins). All experts take that step at once, damped, since they answer one another. The
 first steps use a few hundred rows and a window as wide as the scores; then rows are added by factors of four, and
 the windows shrink to what the sampling error leaves open.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.exact.screening.row_kernels import BINS, count_margins, num_lanes, padded
+from alflb.exact.screening.row_kernels import BINS, count_margins, make_scan
 from alflb.exact.screening.sources import ScoreSource
 from alflb.problem import FloatArray
 
@@ -91,10 +91,8 @@ def quantile_step(
     width_E: NDArray[np.float64],
 ) -> QuantileStep:
     """Read the rank-th largest margin of each expert, and its confidence interval, off a histogram."""
-    counts_EB = np.zeros((len(bias_E), BINS + 2), dtype=np.int64)
-    dtype, lanes = scores_TE.dtype, num_lanes(top_k)
-    bias_P, width_P = padded(bias_E.astype(dtype), lanes), padded(width_E.astype(dtype), lanes)
-    count_margins(scores_TE, rows_M, bias_P, width_P, top_k, lanes, counts_EB)
+    counts_EB = np.zeros((len(bias_E), BINS + 1), dtype=np.int64)
+    count_margins(scores_TE, rows_M, make_scan(scores_TE.dtype, bias_E, width_E, top_k), counts_EB)
     rank_E = np.maximum(rank_E, 0.5)
     spread_E = 2.0 * np.sqrt(rank_E)
     shift_E, missed_E = _margin_of_rank(counts_EB, width_E, rank_E)

@@ -40,7 +40,7 @@ class Optimum(NamedTuple):
     value: float
     """LP*, score units summed over tokens."""
     bias_E: NDArray[np.float64]
-    """An optimal bias, rounded to float64, not centred."""
+    """An optimal bias, rounded to float64, not centered."""
     unit: int
     """Load units in one pick."""
     forbidden_below: float = -math.inf
@@ -102,7 +102,7 @@ def find_optimum(
 
 
 def _usual_optimum(source: ScoreSource, problem: _Problem) -> Optimum | None:
-    """The optimum, if it can be told without huge negative scores."""
+    """The optimum, if huge negative scores have no part in it."""
     usual = usual_scores(source, problem.top_k)
     if usual is None:
         return None

@@ -57,28 +57,28 @@ class Undecided:
 
 def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
     """Read all scores once: the undecided rows, and the certain picks of each expert (tokens)."""
-    dtype, num_experts, lanes = source.dtype, source.num_experts, row_kernels.num_lanes(top_k)
-    bias_P = row_kernels.padded(guess.bias_E.astype(dtype), lanes)
+    dtype, num_experts = source.dtype, source.num_experts
     width_E = guess.width_E + _GUARD * np.finfo(dtype).eps * source.largest
-    width_P = row_kernels.padded(width_E.astype(dtype), lanes)
+    scan = row_kernels.make_scan(dtype, guess.bias_E, width_E, top_k)
     certain_E = np.zeros(num_experts, np.int64)
-    token_C, picks_C, end_C = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int32), np.empty(CHUNK, np.int64)
-    expert_N, score_N = np.empty(CHUNK * num_experts, np.int32), np.empty(CHUNK * num_experts, np.int64)
+    listed = row_kernels.UndecidedRows(
+        token_R=np.empty(CHUNK, np.int64),
+        picks_R=np.empty(CHUNK, np.int32),
+        end_R=np.empty(CHUNK, np.int64),
+        expert_N=np.empty(CHUNK * num_experts, np.int32),
+        score_N=np.empty(CHUNK * num_experts, np.int64),
+    )
     parts = []
     for first, scores_CE in source.chunks():
-        num_rows, num_entries = row_kernels.collect_undecided(
-            scores_CE, bias_P, width_P, top_k, lanes, grid.per_unit, certain_E, token_C, picks_C, end_C, expert_N,
-            score_N,
-        )  # fmt: skip
-        length_R = np.diff(end_C[:num_rows], prepend=0)
+        num_rows, num_entries = row_kernels.collect_undecided(scores_CE, scan, grid.per_unit, certain_E, listed)
         written = (
-            token_C[:num_rows] + first,
-            picks_C[:num_rows],
-            length_R,
-            expert_N[:num_entries],
-            score_N[:num_entries],
+            listed.token_R[:num_rows] + first,
+            listed.picks_R[:num_rows].copy(),
+            np.diff(listed.end_R[:num_rows], prepend=0),
+            listed.expert_N[:num_entries].copy(),
+            listed.score_N[:num_entries].copy(),
         )
-        parts.append([array.copy() for array in written])
+        parts.append(written)
     token_R, picks_R, length_R, expert_N, score_N = (np.concatenate(arrays) for arrays in zip(*parts))
     start_R = np.concatenate([[0], np.cumsum(length_R)])
     return Undecided(token_R, picks_R, start_R, expert_N, score_N), certain_E

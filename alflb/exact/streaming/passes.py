@@ -138,7 +138,7 @@ def _with_smallest_keys(
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """The top-K assignment of a bias, and the swaps that could mend its loads."""
+    """The top-K assignment of a bias, and the swaps that could balance its loads."""
 
     fingerprint: Fingerprint
     load_E: NDArray[np.int64]

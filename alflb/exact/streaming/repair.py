@@ -101,7 +101,7 @@ class SwapModel:
 
 
 def model_step(surplus_E: FloatVector, count_EEB: NDArray[np.int64], edges: FloatVector) -> FloatVector:
-    """The centred shift of the bias that minimises the swap model, by Newton's method with halved steps."""
+    """The centered shift of the bias that minimizes the swap model, by Newton's method with halved steps."""
     shift_E = np.zeros(len(surplus_E))
     if not count_EEB.any():
         return shift_E

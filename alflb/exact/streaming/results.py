@@ -49,7 +49,7 @@ class StreamingSolution:
     upper_bound: float
     """D(p) of `bias_E`, at least LP* (rounding is added)."""
     bias_E: NDArray[np.float64]
-    """The best bias found, centred (mean zero)."""
+    """The best bias found, centered (mean zero)."""
     load_E: NDArray[np.int64]
     """Loads of its top-K assignment, tokens; ties within the dither are broken at random."""
     num_tokens: int

@@ -27,7 +27,7 @@ from alflb.exact.streaming.passes import (
 )
 from alflb.exact.streaming.repair import Repair, balance_by_swaps, bin_edges, reassign_closest
 from alflb.exact.streaming.results import MapBatches, Pass, StreamingSolution, relative_gap
-from alflb.exact.units import target_units
+from alflb.exact.units import NeededScores, target_units
 from alflb.problem import AssignmentProblem, FloatArray, check_target, check_top_k
 
 FloatVector = NDArray[np.float64]
@@ -131,7 +131,7 @@ class _Search:
 
     def __init__(self, sample: _Sample) -> None:
         self.sample = sample
-        self.bias_E = _centred(sample.optimum())
+        self.bias_E = _centered(sample.optimum())
         self.best = _Visited(math.inf, self.bias_E, np.zeros(len(self.bias_E), np.int64), Repair(math.inf, self.bias_E))
         self.lower_bound = -math.inf
         self.history: list[Pass] = []
@@ -166,7 +166,7 @@ class _Search:
         best = self.best
         aim_E = self.sample.corrected_optimum(best.bias_E, best.load_E) if self._by_sample else best.repaired.bias_E
         step_E = aim_E - best.bias_E
-        self.bias_E = _centred(best.bias_E + step_E * min(1.0, self._radius / max(float(np.ptp(step_E)), _TINY)))
+        self.bias_E = _centered(best.bias_E + step_E * min(1.0, self._radius / max(float(np.ptp(step_E)), _TINY)))
 
     def step_by(self, sample: _Sample) -> None:
         """A whole step by a new sample."""
@@ -174,7 +174,7 @@ class _Search:
         self.step()
 
 
-def _centred(bias_E: FloatVector) -> FloatVector:
+def _centered(bias_E: FloatVector) -> FloatVector:
     return duality.center(bias_E).astype(np.float64)
 
 
@@ -204,7 +204,7 @@ class _Sample:
     def corrected_optimum(self, bias_E: FloatVector, load_E: NDArray[np.int64]) -> FloatVector:
         """An optimal bias for targets that make the sample's gradient at this bias the gradient of all tokens.
 
-        Minimises share * D up to the sample's error in how loads *change* (the step of Shamir, Srebro and Zhang's
+        Minimizes share * D up to the sample's error in how loads *change* (the step of Shamir, Srebro and Zhang's
         DANE, arXiv 1312.7853), kinks and ties included.
         """
         sample_load_E = duality.allocate(AssignmentProblem(self.scores_ME, self.top_k), bias_E).load_E
@@ -231,10 +231,10 @@ def _prepare(
     target_E = check_target(problem.target_E, num_tokens, num_experts, top_k)
     target_units_E, unit = target_units(target_E, num_tokens, top_k)
     dtype = survey.sample_ME.dtype
-    if survey.largest >= np.finfo(dtype).max * _HEADROOM:
+    if survey.largest > min(NeededScores.of(survey.sample_ME, top_k).limit, float(np.finfo(dtype).max) * _HEADROOM):
         raise ValueError(
-            f"scores as large as {survey.largest:.3g} leave {dtype} biases no room "
-            f"({value_range(survey.sample_ME)}, or divide all scores by 2^30)"
+            f"scores as large as {survey.largest:.3g} in size leave the others no digits: a sample has "
+            f"{value_range(survey.sample_ME)}; or solve the pooled problem with solve_exact, which takes any size"
         )
     sample_ME = survey.sample_ME.astype(np.float64)
     typical = float(np.mean(np.abs(sample_ME[np.isfinite(sample_ME)])))
