@@ -29,7 +29,9 @@ from experiments._rate_free import RATE_FREE
 from experiments._statistics import Estimate, mean_interval
 
 CLAIM = "Without a step size to set, self_tuning is within 2% of the best load-only rule tuned in hindsight."
-VERDICT = "Open: not measured at full size yet."
+VERDICT = (
+    "Supported on 15 of 16 streams, on 13 of them below the best; missed on a fixed batch, by less than one token."
+)
 
 RULE = "self_tuning"
 UNITS = (1e-3, 1.0, 1e3)

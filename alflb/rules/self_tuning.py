@@ -152,7 +152,7 @@ class SelfTuning(Rule):
     that gets no token however its bias rises is left out of what is learned, and its bias keeps rising. Nothing moves
     at exact balance from rest; while the averages differ the bias keeps moving with them.
 
-    The constants of this module are ours, and no result hangs on one of them: a factor of 4 either way is measured in
+    The constants of this module are ours; what a factor of 4 either way does is measured in
     docs/experiments/self_tuning.md.
 
     Source: ours. Innovations of the best linear predictor are white: Mehra, IEEE Trans. Automatic Control 15 (1970).

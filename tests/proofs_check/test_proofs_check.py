@@ -44,7 +44,7 @@ def test_control_is_refuted(claim):
     assert not CLAIMS[claim].BROKEN(seed=1, instances=counts.get(claim, size(claim))).holds
 
 
-@pytest.mark.parametrize("claim", ["C4", "C5"])
+@pytest.mark.parametrize("claim", ["C4", "C5", "C14", "C15"])
 def test_sharper_claim_holds(claim):
     assert CLAIMS[claim].sharper(seed=3, instances=300).holds
 
