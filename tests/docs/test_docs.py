@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from alflb.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-RUN_PAGE = Path(__file__).with_name("_page.py")
+RUNNER = Path(__file__).with_name("_page.py")
 
 GENERATED = ("docs/_build/", "docs/reference/cli.md", "docs/reference/names.md")
 """Written by the site's build, which runs their cells itself."""
@@ -58,7 +58,7 @@ def test_code_of_page_runs(name, tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "MPLBACKEND": "agg"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(RUN_PAGE), str(ROOT / name)],
+        [sys.executable, "-W", "error", str(RUNNER), str(ROOT / name)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -105,7 +105,7 @@ def test_links_and_pictures_exist():
 def test_output_that_is_not_printed_is_found_out(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\nprint(1)\n```\n\n```text output\n2\n```\n")
-    command = [sys.executable, str(RUN_PAGE), str(page)]
+    command = [sys.executable, str(RUNNER), str(page)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "page.md:6 promises another output" in done.stderr
@@ -114,5 +114,5 @@ def test_output_that_is_not_printed_is_found_out(tmp_path):
 def test_shell_that_fails_is_found_out(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```sh\nfalse\ntrue\n```\n")
-    command = [sys.executable, str(RUN_PAGE), str(page)]
+    command = [sys.executable, str(RUNNER), str(page)]
     assert subprocess.run(command, capture_output=True).returncode == 1
