@@ -50,6 +50,8 @@ class Routing(NamedTuple):
     top_k: int
     groups: int
     """Groups in which experts enter the sorting network; 0 if there is none."""
+    merges: tuple[int, ...]
+    """As long as the logarithm of the network's width, so that code is compiled for this width only."""
 
 
 def make_routing(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_next: bool = False) -> Routing:
@@ -57,7 +59,8 @@ def make_routing(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_n
     groups = _num_groups(bias_E.size, top_k + with_next, register_lanes(dtype), 0.0 if with_next else _SHARED_GROUPS)
     bias_P = np.zeros(_round_up(max(bias_E.size, groups), _STRIDE), dtype=dtype)
     bias_P[: bias_E.size] = bias_E
-    return Routing(bias_P, top_k, groups)
+    merges = (0,) * (top_k + with_next - 1).bit_length() if groups else ()
+    return Routing(bias_P, top_k, groups, merges)
 
 
 def _num_groups(num_experts: int, num_best: int, lanes: int, shared: float) -> int:
@@ -192,7 +195,7 @@ def bound_rows(source, start, routing, scratch):
         return
     for group in range(0, routing.groups, scratch.sum_L.size):
         transpose_biased(source, start, routing.bias_P, group, routing.groups, scratch.columns_GL)
-    keep_best(scratch.columns_GL, scratch.best_KL, scratch.sum_L.size)
+    keep_best(scratch.columns_GL, scratch.best_KL, routing.merges)
 
 
 @jit_inline
