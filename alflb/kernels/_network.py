@@ -6,7 +6,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from alflb.kernels._jit import jit_borrowing
+from alflb.kernels._jit import jit_inline
 from alflb.kernels._simd import address, in_llvm, larger_of, load_part, register_type, smaller_of, store_parts
 
 WIDEST = 32
@@ -81,7 +81,7 @@ def absorb(_, columns_GL, start, best_KL, merges):
     return types.void(columns_GL, types.intp, best_KL, merges), codegen
 
 
-@jit_borrowing
+@jit_inline
 def keep_best(columns_GL, best_KL, merges):
     """Write the best values of all columns to `best_KL`, lane by lane, descending.
 
