@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
 
 from alflb import bounds
 from alflb.duality import center
@@ -123,7 +123,7 @@ def _largest_step(max_vio: Callable[[float], float], most: float) -> float:
     high = 1e-6
     while max_vio(high) < most:
         high *= 2
-    return float(optimize.brentq(lambda u: max_vio(u) - most, 0.0, high, rtol=1e-6))
+    return float(scipy.optimize.brentq(lambda u: max_vio(u) - most, 0.0, high, rtol=1e-6))
 
 
 def _law_limit(population: SampledScores, batch_tokens: int, curvatures: NDArray[np.float64]) -> float:

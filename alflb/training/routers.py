@@ -309,12 +309,14 @@ def _router_of_experts(model: nn.Module, path_of_experts: str) -> Iterator[Route
     while experts_parts[0] in _WRAPPERS and block_parts:
         experts_parts.insert(0, block_parts.pop())
     block = model.get_submodule(".".join(block_parts))
-    places = [
-        (path, owner, name)
+    tensors = [
+        (getattr(owner, name, None), (path, owner, name))
         for path, owner in block.named_modules()
         for name in _BIAS_NAMES
-        if isinstance(getattr(owner, name, None), torch.Tensor) and _PEFT_ORIGINAL not in path.split(".")
+        if _PEFT_ORIGINAL not in path.split(".")
     ]
+    # a wrapper may answer for what it wraps: of places that show one tensor, the innermost is its own
+    places = list({id(tensor): place for tensor, place in tensors if isinstance(tensor, torch.Tensor)}.values())
     if len(places) > 1:
         found = ", ".join(_join(path, name) for path, _, name in places)
         raise ValueError(

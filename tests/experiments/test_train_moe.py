@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ torch = require("torch")
 require("transformers")
 moe = require("experiments._moe_training")
 
+ROOT = Path(__file__).parents[2]
 SMALLEST = dataclasses.replace(
     SIZES["smoke"], layers=2, num_steps=6, sequence=32, sequences_per_step=4, sequences_per_forward=4,
     evaluation_tokens=512, trace_tokens=256,
@@ -261,6 +263,34 @@ def test_command_line_from_files_to_priced_traces(tmp_path):
     assert "arm sign:0.01" in again.output
 
 
+def test_one_text_file_and_other_sizes_are_enough(tmp_path):
+    """Nothing else is installed or given; the trained model comes back with its biases."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(document.text for document in train_moe._own_source()[:40]))
+    arguments = [
+        "--size",
+        "smoke",
+        "--arms",
+        "sign:0.01",
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+        "--text",
+        str(text),
+        "--keep",
+    ]
+    arguments += ["--batch", "3", "--sequence", "32", "--precision", "bfloat16", "--learning-rate", "0.002", "--keep"]
+    done = CliRunner().invoke(train_moe.app, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    speed = json.loads((tmp_path / "out/speed/smoke_sign-0.01_seed0.json").read_text())
+    assert speed["tokens"] == 2 * 3 * 32
+    rows = train_moe.read_results(tmp_path / "out/smoke.json")
+    assert {row["precision"] for row in rows} == {"bfloat16"}
+    model = moe.DeepseekV3ForCausalLM.from_pretrained(tmp_path / "out/models/smoke_sign-0.01_seed0")
+    assert model.model.layers[1].mlp.gate.e_score_correction_bias.any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -268,6 +298,8 @@ def test_command_line_from_files_to_priced_traces(tmp_path):
         (["--size", "large"], "unknown size 'large'"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--no-shakespeare"], "there are 0 documents"),
+        (["--precision", "float8"], "precision is 'float8'; choose one of float32, bfloat16"),
+        (["--text", str(ROOT / "CITATION.cff"), "--batch", "1000"], "bytes, and one step takes"),
         (["--no-shakespeare", "--text", "nowhere.txt"], "nowhere.txt does not exist"),
     ],
 )

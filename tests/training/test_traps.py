@@ -151,6 +151,34 @@ def test_adapters_change_neither_names_nor_counts():
     assert balancer.state_dict()["layers"][names[0]]["total_load"].sum() == BATCH * LENGTH * TOP_K
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+        {"modules_to_save": ["gate"]},
+        {"target_modules": ["o_proj"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+def test_adapters_of_peft(options, tmp_path):
+    """Names, counts, and biases that the adapter's checkpoint leaves out."""
+    peft = pytest.importorskip("peft", reason="needs peft, which is in no extra")
+    names = LoadBalancer.attach(make_model()).layer_names
+    config = peft.LoraConfig(r=2, **{"target_modules": ["o_proj"], **options})
+    model = peft.get_peft_model(make_model(), config)
+    balancer = LoadBalancer.attach(model, schedule=0.01)
+    assert balancer.layer_names == names
+    (batch,) = text_batches(1)
+    model(input_ids=batch, labels=batch).loss.backward()
+    assert balancer.step().layers[0].load_E.sum() == BATCH * LENGTH * TOP_K
+    model.save_pretrained(tmp_path)
+    training.save_biases(model, tmp_path / "biases.npz")
+    fresh = peft.PeftModel.from_pretrained(make_model(), tmp_path)
+    training.load_biases(fresh, tmp_path / "biases.npz")
+    torch.testing.assert_close(fresh.eval()(batch).logits, model.eval()(batch).logits)
+
+
 def test_the_trainable_copy_of_a_gate_is_the_one_that_counts():
     model = make_model()
 
@@ -159,6 +187,12 @@ def test_the_trainable_copy_of_a_gate_is_the_one_that_counts():
             super().__init__()
             self.original_module = gate
             self.modules_to_save = torch.nn.ModuleDict({"default": copy.deepcopy(gate)})
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.modules_to_save["default"], name)
 
         def forward(self, *args):
             return self.modules_to_save["default"](*args)

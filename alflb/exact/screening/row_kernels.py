@@ -380,7 +380,7 @@ def certify_rows(scores_TE, first_token, prices, listed, found, scan, guard):  #
             is_lossless &= on_grid
             num_splits += written
     for k in range(num_experts):
-        found.load_E[k] += prices.unit * scratch.load_P[k]
+        found.load_E[k] += prices.unit * np.int64(scratch.load_P[k])
     return is_lossless, num_splits, True
 
 
