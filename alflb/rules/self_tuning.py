@@ -35,6 +35,9 @@ CALM_BATCHES = 8
 """Batches at the first step, whose noise is measured before steps double."""
 ALARM_SLACK, ALARM = 1.0, 4.0
 """Standard deviations: what a CUSUM chart ignores per batch, and the sum at which it says that loads answer."""
+SWINGS = 4
+"""Successive reversals of the shortfall, none smaller than the one before, that are an answer and not chance: for two
+experts and noise alone 1 / (5! 2^4), far less for more experts."""
 MEMORY = 0.9
 """Share of the old value kept, per batch, by the running level of noise, of tokens per batch, and of persistence."""
 SURPRISE = 4.0
@@ -76,6 +79,8 @@ class Memory:
     """Number, sum and sum of squares of the falls of the shortfall before the loads answered."""
     alarm: float = 0.0
     """The CUSUM chart of the falls, standard deviations."""
+    swings: int = 0
+    """Successive reversals of the shortfall, none smaller than the one before."""
     answer: tuple[float, float] = (0.0, 0.0)
     """Numerator and denominator of the curvature, while it is searched."""
     curvature: float = 0.0
@@ -217,7 +222,8 @@ def _searched(memory: Memory, batch: _Batch) -> Memory:
     """Whether the shortfalls of this batch answer to the last moves; if so, the curvature and the level of noise.
 
     The share of the last shortfall that is gone, the fall, has some mean and spread from sampling alone. A CUSUM chart
-    of the falls ends the search.
+    of the falls ends the search. So do swings that grow: with two experts the falls can spread so widely, one shortfall
+    near 0 is enough, that the chart never sounds.
     """
     last_E = memory.shortfall_E
     size = batch.inner(last_E, last_E)
@@ -232,10 +238,11 @@ def _searched(memory: Memory, batch: _Batch) -> Memory:
     alarm = 0.0
     if count >= CALM_BATCHES:
         alarm = max(0.0, memory.alarm + (fall - usual) / spread - ALARM_SLACK)
-    if alarm > ALARM and top > 0.0:
+    swings = memory.swings + 1 if fall > 1.0 and batch.size >= size else 0
+    if (alarm > ALARM or swings == SWINGS) and top > 0.0:
         return replace(memory, curvature=top / bottom, step_size=bottom / top, noise=max(usual * size, 1.0))
     calm = memory.calm if alarm > 0.0 else (count + 1.0, total + fall, squares + fall**2)
-    return replace(memory, calm=calm, alarm=alarm, answer=(top, bottom))
+    return replace(memory, calm=calm, alarm=alarm, swings=swings % SWINGS, answer=(top, bottom))
 
 
 def _searching_move(memory: Memory, batch: _Batch) -> tuple[Vector, Memory]:

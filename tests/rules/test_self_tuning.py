@@ -264,3 +264,13 @@ def test_it_loses_where_curvatures_differ_by_orders_of_magnitude():
         for run in (simulate(stream, rule, top_k=4, num_steps=160) for rule in (RULE, make_rule("smebu", 1e-3)))
     )
     assert own >= 1.5 * rival
+
+
+@pytest.mark.parametrize("num_tokens", [128, 1024])
+def test_two_experts_are_balanced_whatever_the_tokens(num_tokens):
+    """With one degree of freedom the falls of the shortfall spread so widely that steps could double without end."""
+    stream = make_stream("logistic", num_tokens=num_tokens, num_experts=2)
+    for seed in range(30):
+        run = simulate(stream, make_rule("self_tuning"), top_k=1, num_steps=120, seed=seed)
+        assert np.abs(run.bias_NE).max() < 1e4
+        assert metrics.max_vio(run.load_NE[80:], run.target_E).mean() < 0.5
