@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from alflb import make_rule, metrics, rule_names, simulate
 from alflb.io import Row
-from alflb.plotting import BLUE, GREY, ORANGE, new_figure, styled
+from alflb.plotting import BLUE, GRAY, ORANGE, new_figure, styled
 from alflb.problem import FloatArray
 from alflb.rules import RULES, Rule, Sight
 from alflb.rules import self_tuning as constants
@@ -192,7 +192,7 @@ def figure(rows: list[Row]) -> Figure:
     cells = {cell: here for cell, here in _cells(rows).items() if here[0]["part"] == "streams"}
     drawing, (axis,) = new_figure(1, 1, height=3.6, width=6.5)
     places = np.arange(len(cells))
-    arms = (("sign", 1e-3, GREY, "sign at 1e-3"), ("whitened step", None, ORANGE, "whitened step"))
+    arms = (("sign", 1e-3, GRAY, "sign at 1e-3"), ("whitened step", None, ORANGE, "whitened step"))
     for name, value, color, label in (*arms, (RULE, None, BLUE, "self_tuning")):
         ratio = [
             np.mean([r["max_vio"] for r in here if (r["rule"], r["value"], r["unit"]) == (name, value, 1.0)])

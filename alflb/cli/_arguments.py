@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _names(kind: str) -> list[str]:
-    """What can be chosen; looked up when somebody asks, since it takes a second."""
+    """What can be chosen; looked up only on demand, since it takes about 1 s."""
     import alflb
     from alflb.exact import method_names
     from alflb.streams.trace import ORDERS

@@ -172,7 +172,7 @@ def _solved(
     path: Path | None, array: str | None, top_k: int | None, method: str
 ) -> tuple[AssignmentProblem, AssignmentSolution]:
     from alflb.exact import recertify, solve_exact
-    from alflb.memory import require_memory
+    from alflb.free_memory import require_memory
     from alflb.problem import AssignmentProblem
 
     opened = open_trace(path, array, top_k)
@@ -201,7 +201,7 @@ def advise(
 ) -> None:
     """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace).
 
-    Of a folder of traces, one per layer: the advice for each, and the layer that needs the smallest steps.
+    A folder of traces, one per layer, gets the advice for each, and the layer that needs the smallest steps.
     """
     from alflb.advice import advise as recommend
 

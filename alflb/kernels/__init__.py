@@ -12,7 +12,7 @@ The contract:
 Group-limited routing (`Kernels.allocate_in_groups`) is the same operation on scores in which the pairs outside each
 token's best groups are forbidden, -inf:
 
-* the experts form `n_group` groups of equal size, neighbours together;
+* the experts form `n_group` groups of equal size, neighbors together;
 * a group's score is the sum of its two largest biased scores, added in the scores' own dtype;
 * each token keeps the `topk_group` groups with the largest scores, ties to the lowest group index.
 
