@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from alflb.rules import Rule
-    from alflb.streams import Stream
+    from alflb.streams import RegisteredStream
     from alflb.traces import RouterTrace
 
 
@@ -119,14 +119,14 @@ def open_stream(
     num_tokens: int,
     num_experts: int | None,
     order: str | None,
-) -> tuple[Stream, int]:
+) -> tuple[RegisteredStream, int]:
     """The stream a command line describes, and its top-k; what a stream does not use is refused."""
-    from alflb.streams import make_stream
+    from alflb.streams import STREAMS, make_stream
 
-    if name == "trace":
+    if STREAMS.get(name).replays_a_trace:
         refuse_unused("on a trace, whose experts are given", **{"--num-experts": num_experts})
         trace = open_trace(path, array, top_k)
-        return make_stream("trace", trace=trace, num_tokens=num_tokens, order=order or "text"), trace.top_k
+        return make_stream(name, trace=trace, num_tokens=num_tokens, order=order or "text"), trace.top_k
     if path is not None:
         raise ValueError(f"stream {name!r} is synthetic; leave out the trace file, or use --stream trace")
     refuse_unused(f"on the synthetic stream {name!r}", **{"--array": array, "--order": order})
@@ -134,9 +134,9 @@ def open_stream(
     return stream, 8 if top_k is None else top_k
 
 
-def pick_seed(seed: int | None, stream: str, order: str | None) -> int:
+def pick_seed(seed: int | None, stream: RegisteredStream) -> int:
     """The seed to run with; one that changes nothing is refused."""
-    if stream == "trace" and order in (None, "text"):
+    if not stream.is_random:
         refuse_unused("on a trace in the order of its text", **{"--seed": seed})
     return 0 if seed is None else seed
 

@@ -73,15 +73,14 @@ def simulate(
     if out_file:
         require_writable_file(out_file)
     source, picks = open_stream(stream, trace, array, top_k, batch_tokens, num_experts, order)
-    start = pick_seed(seed, stream, order)
-    if static:
-        source = alflb.Static(next(source.batches(start)))
+    start = pick_seed(seed, source)
+    batches = alflb.Static(next(source.batches(start))) if static else source
     balancer = open_rule(rule, step_size, schedule, warm_up, num_steps)
     announce_compilation()
     with progress_bar() as progress:
         progress.begin("simulating", num_steps)
         run = alflb.simulate(
-            source,
+            batches,
             balancer,
             top_k=picks,
             num_steps=num_steps,
@@ -92,7 +91,7 @@ def simulate(
         )
     if out_file:
         run.save(out_file)
-    facts = _run_facts(run, balancer, source, picks)
+    facts = _run_facts(run, balancer, batches, picks)
     print_facts(facts, as_json, "Run", UNITS, of_run(facts))
 
 

@@ -27,6 +27,7 @@ from alflb.plotting import (
     styled,
 )
 from alflb.schedules import Schedule
+from alflb.studies.study import NO_SCHEDULE
 from alflb.trajectory import Trajectory
 
 
@@ -322,7 +323,7 @@ def arm_name(row: Row) -> str:
     """A rule and its schedule in a few words."""
     words = {"constant": "constant u", "inverse_sqrt": "u/√n", "inverse": "u/n", "linear": "linear decay"}
     rule = str(row["rule"]).replace("_", " ")
-    if row["schedule"] == "none":
+    if row["schedule"] == NO_SCHEDULE:
         return rule
     return f"{rule}, {words.get(row['schedule'], row['schedule'])}"
 
