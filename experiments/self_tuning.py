@@ -40,6 +40,8 @@ VARIED = ("CALM_BATCHES", "ALARM", "MEMORY", "SURPRISE", "NEW_SLOPE", "LEARNING_
 """Constants changed by a factor of 4 either way; a memory by its length, a share as far as 1."""
 SEVERAL_AVERAGES = (4, 8)
 TOLERANCE, RESCALED_TOLERANCE = 1.02, 1.05
+LEAST_MAX_VIO = 1e-9
+"""What exact balance counts as where a ratio is formed."""
 
 _SIZES = ((128, 8, 1), (128, 32, 4), (512, 256, 8), (1024, 2, 1), (1024, 64, 16), (4096, 16, 2), (16384, 8, 1))
 GRID = [{"part": "streams", **cell} for cell in leaderboard.GRID] + [
@@ -157,7 +159,7 @@ def _best(here: list[Row]) -> tuple[str, float, float]:
         if row["kind"] == "rule" and row["rule"] != RULE:
             arms.setdefault((row["rule"], row["value"]), []).append(row["max_vio"])
     (name, value), scores = min(arms.items(), key=lambda arm: float(np.mean(arm[1])))
-    return name, value, float(np.mean(scores))
+    return name, value, max(float(np.mean(scores)), LEAST_MAX_VIO)
 
 
 def _words(best: tuple[str, float, float]) -> str:
