@@ -137,7 +137,7 @@ def absorbing_band(multiplicity: int, num_experts: int) -> int:
 def sharp_band(multiplicity: int, num_experts: int) -> Fraction:
     """Claim C4 sharpened: m (E - 1) - (1 - 1/E) tokens is absorbing as well, and no smaller function of m and E is.
 
-    Proof and the instances that attain it for every m and E: docs/claims.md.
+    Proof: docs/theory/balancing.md; the instances that attain it for every m and E: docs/claims.md.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def entry_time(num_experts: int, score_range: float, step_size: float) -> int:
 
 def sharp_entry_time(num_experts: int, score_range: float, step_size: float) -> int:
     """Claim C5 sharpened: floor(E R / 2) steps with R = floor(rho / 2u) + 1; R itself for E <= 3. Proof in
-    docs/claims.md.
+    docs/theory/balancing.md.
 
     Examples
     --------

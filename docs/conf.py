@@ -23,6 +23,7 @@ extensions = [
     "sphinx_design",
     "mathml",
     "docstrings",
+    "experiment_pages",
     "generated_pages",
     "layers",
     "verdicts",

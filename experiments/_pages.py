@@ -70,10 +70,6 @@ def _measured_block(name: str, folder: Path) -> str:
     lines = [
         f"![Figure of the experiment {name}. {module.VERDICT}](figures/{name}.png)",
         "",
-        f"*Shown*: {_runner.caption(name)}",
-        "",
-        f"*Claim*: {module.CLAIM} *Verdict*: {module.VERDICT}",
-        "",
         *_markdown_table(_runner.findings(name, folder)),
         "",
         f"*{_provenance_words(rows)}*",

@@ -3,7 +3,7 @@
 Pseudo-regret charges f(p_n) - f(p*) with f exact (`experiments._oracle`), hindsight regret charges D on the drawn
 batches against the optimum of the one pooled assignment problem. Step sizes are given by their strength s = eta mu, the
 share of the slowest mode that a step takes away near p*; for the sign rule, of its effective gain u sqrt(2/pi)/sigma
-(the law of section 6), so that the same strength means the same speed near the optimum.
+(docs/theory/noise.md), so that the same strength means the same speed near the optimum.
 """
 
 from __future__ import annotations

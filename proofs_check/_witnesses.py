@@ -194,10 +194,22 @@ WITNESSES = (
     Witness(
         "entry after more than R steps",
         "C5",
-        c5.rotating(4, 240),
+        Instance.of(
+            [
+                [26, 120, 120, 36],
+                [47, 16, 120, 120],
+                [30, 120, 32, 120],
+                [120, 4, 10, 15],
+                [120, 16, 13, 4],
+                [120, 19, 3, 11],
+                [120, 13, 7, 18],
+                [120, 10, 19, 7],
+            ],
+            1,
+        ),
         _entry,
-        73,
-        "E = 4, T = 8: R = 72 steps are not enough, against what we conjectured",
+        61,
+        "E = 4, T = 8: R = 59 steps are not enough, against what we conjectured; proved in Coq, too",
     ),
     Witness(
         "entry from afar",

@@ -10,7 +10,7 @@ improvement condition".)
 
 BROKEN asserts what versions 1 and 2 of the same paper claim, "a monotonic improvement": D falls at every step. It is
 false for the sign rule *and* for the proportional rule, at every step size: scaling scores, biases and step together
-scales the rise, and one token with two equal scores already sees D rise under any step (docs/claims.md).
+scales the rise, and one token with two equal scores already sees D rise under any step (docs/theory/one_step.md).
 """
 
 from __future__ import annotations

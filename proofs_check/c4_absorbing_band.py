@@ -5,10 +5,10 @@ of one pair fit in a closed window of length 2u. Any K, any ties, any L, any sta
 
 *As stated*: an expert with |A_k - L| <= m (E - 1) at one step has it at every later step.
 
-*Sharpened here, with proof in docs/claims.md*: the same holds with m (E - 1) - (1 - 1/E), and for every m and E an
-instance attains that in a cycle of length 2 (`tight`), so no smaller function of m and E will do. The guarantee L +-
-(E - 1) for m = 1 is in the line of Wang et al., arXiv 2408.15664, and Han & Zhong, arXiv 2512.03915; m(2u) replaces
-their gap assumption.
+*Sharpened here, with proof in docs/theory/balancing.md*: the same holds with m (E - 1) - (1 - 1/E), and for every m
+and E an instance attains that in a cycle of length 2 (`tight`), so no smaller function of m and E will do. The
+guarantee L +- (E - 1) for m = 1 is in the line of Wang et al., arXiv 2408.15664, and Han & Zhong, arXiv 2512.03915;
+m(2u) replaces their gap assumption.
 
 BROKEN counts crossings in windows of length u instead of 2u.
 """

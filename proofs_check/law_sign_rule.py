@@ -1,7 +1,8 @@
-"""The law of section 6 (a LAW, measured, not proved): the sign rule under sampling noise, near p*.
+"""The law of the sign rule under sampling noise, near p* (measured, not proved).
 
 `alflb.bounds.sign_rule_law` predicts the steady-state spread of the bias and of the loads, and the floor of MaxVio,
-from u, T, E, K and the Hessian's eigenvalues. Three corrections to the theory page, each measured (docs/claims.md):
+from u, T, E, K and the Hessian's eigenvalues. Three corrections to the formula first stated, each measured
+(docs/claims.md):
 
 - loads sum to K T, so two experts' signs have correlation (2/pi) arcsin(-1/(E-1)), and the bias variance is larger by
   c = 1 + (2/pi) arcsin(1/(E-1)): twice for E = 2, 9% for E = 8;
@@ -12,7 +13,7 @@ from u, T, E, K and the Hessian's eigenvalues. Three corrections to the theory p
   by E.
 
 "Holds" means: all three numbers within 4% of the measurement, on logistic scores with T K / E large and u from small
-to large. BROKEN is the theory page's formula as it stands.
+to large. BROKEN is the formula first stated.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def check(seed: int = 0, instances: int = 12000) -> Verdict:
 
 
 def BROKEN(seed: int = 0, instances: int = 12000) -> Verdict:
-    """The control: the formula of the theory page is off by more than the tolerance."""
+    """The control: the formula first stated is off by more than the tolerance."""
     return _compare(REGIMES[0], seed, instances, law=as_first_stated)
 
 
 def as_first_stated(step_size: float, num_tokens: int, top_k: int, eigenvalues: ArrayLike) -> bounds.SignRuleLaw:
-    """Section 6 of the theory page: no correlation between signs, and v = u^2 / (1 - (1 - a)^2)."""
+    """The formula first stated: no correlation between signs, and v = u^2 / (1 - (1 - a)^2)."""
     mode = np.asarray(eigenvalues, dtype=np.float64)
     share = top_k / (len(mode) + 1)
     sigma = math.sqrt(share * (1 - share) / num_tokens)

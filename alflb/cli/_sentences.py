@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from alflb.advice import Advice
+    from alflb.advice_log import LogAdvice
     from alflb.exact import AssignmentSolution
     from alflb.verdict import Verdict
 
@@ -18,6 +19,7 @@ UNITS = {
     "arrival_steps": "steps",
     "bias_distance": "score units",
     "bias_spread": "score units",
+    "curvature": "per score unit",
     "bias_spread_final": "score units",
     "first_step_size": "score units per step",
     "first_steps": "steps",
@@ -38,6 +40,7 @@ UNITS = {
     "unbalanced_topk_affinity": "score units",
     "upper_bound": "score units",
     "value": "score units",
+    "walk_of_optimum": "score units per step",
 }
 """Units of the numbers that commands print; what is missing here is a pure number or words."""
 
@@ -58,7 +61,10 @@ def of_run(facts: Row) -> str:
         return f"{when}: {split}. No rule that sees loads only does better on such batches."
     if tail <= 1.5 * floor:
         return f"{when}: {split}. A smaller --step-size takes off most of the rest, and takes longer to arrive."
-    return f"{when}: {split}. The bias does not keep up: try a larger --step-size, or other rules with `alflb study`."
+    return (
+        f"{when}: {split}. The step size does not fit: save the run with --out, and `alflb advise --log` says whether "
+        "it is too large or too small. `--rule self_tuning` needs none."
+    )
 
 
 def of_solution(solution: AssignmentSolution, max_vio_unbiased: float) -> str:
@@ -81,6 +87,40 @@ def of_advice(advice: Advice) -> str:
         f"{start} the sign rule with u = {advice.step_size:.2g}: balanced after about {advice.arrival_steps:,} steps; "
         f"MaxVio {advice.max_vio:.3g}, of which {advice.max_vio_floor:.3g} is sampling."
     )
+
+
+def log_facts(advice: LogAdvice) -> Row:
+    """What a log says, by name; estimates with their 95% intervals, [value, low, high] in JSON."""
+    return {
+        "curvature": advice.curvature,
+        "overdispersion": advice.overdispersion,
+        "walk_of_optimum": advice.walk,
+        "gain": advice.gain,
+        "best_gain": advice.best_gain,
+        "factor_for_step_size": advice.step_factor,
+        "factor_for_sign_step_size": advice.sign_step_factor,
+        "max_vio": advice.max_vio,
+        "max_vio_possible": advice.max_vio_possible,
+        "lagging_experts": ", ".join(map(str, advice.lagging)) or "none",
+    }
+
+
+def of_log(advice: LogAdvice) -> str:
+    """Whether the steps were too large or too small, and what a better size would have gained."""
+    factor, for_sign = advice.step_factor, advice.sign_step_factor
+    if factor.low <= 1.0 <= factor.high:
+        size = "The step size fits, as far as this log can tell"
+    elif factor.value == 0.0:
+        size = (
+            "The steps were too large: the optimum does not move, so let the step size decay; a constant one should be "
+            f"at most {factor.high:.2g} times as large, or {for_sign.high:.2g} times with the sign rule"
+        )
+    else:
+        size = (
+            f"The steps were too {'small' if factor.value > 1.0 else 'large'}: multiply the step size by "
+            f"{factor.value:.2g}, or by {for_sign.value:.2g} with the sign rule"
+        )
+    return f"{size}. MaxVio was {advice.max_vio:.3g}; the best gain would have left {advice.max_vio_possible:.3g}."
 
 
 def of_trace(facts: Row) -> str:

@@ -28,13 +28,15 @@ from alflb.cli._arguments import (
     open_stream,
     open_trace,
     pick_seed,
+    refuse_unused,
 )
-from alflb.cli._console import announce_compilation, print_facts, progress_bar, reports_errors, spinner
+from alflb.cli._console import announce_compilation, print_facts, print_json, progress_bar, reports_errors, spinner
 from alflb.cli._layers import describe_layers
-from alflb.cli._sentences import UNITS, of_advice, of_run, of_solution
+from alflb.cli._sentences import UNITS, log_facts, of_advice, of_log, of_run, of_solution
 
 if TYPE_CHECKING:
     from alflb.advice import Advice
+    from alflb.advice_log import LogAdvice
     from alflb.exact import AssignmentSolution
     from alflb.io import Row
     from alflb.problem import AssignmentProblem
@@ -185,8 +187,10 @@ def _solved(
 
 @reports_errors
 def advise(
-    batch_tokens: Annotated[int, typer.Option(help="Tokens whose loads one bias update sees, all ranks together.")],
     trace: TraceArgument = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens whose loads one bias update sees, all ranks together. Needed for scores.")
+    ] = None,
     array: ArrayOption = None,
     top_k: TopKOption = None,
     num_steps: Annotated[
@@ -194,37 +198,86 @@ def advise(
         typer.Option("--num-steps", "--steps", help="Length of the run, for a first phase where one is needed."),
     ] = None,
     excess: Annotated[
-        float, typer.Option(help="Accepted rise of MaxVio over the sampling floor, as a share of it.")
-    ] = 0.05,
+        float | None,
+        typer.Option(help="Accepted rise of MaxVio over the sampling floor, as a share of it. Default: 0.05."),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Instead of scores: a run saved by simulate --out, or the folder of a TrainingLog."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace).
 
     A folder of traces, one per layer, gets the advice for each, and the layer that needs the smallest steps.
+    With --log, the biases and loads of a run tell whether its step size was right.
     """
-    from alflb.advice import advise as recommend
-
-    def advice(path: Path | None) -> Advice:
-        sample = open_trace(path, array, top_k)
-        announce_compilation()
-        with spinner("solving the sample exactly"):
-            return recommend(
-                sample.scores_TE, sample.top_k, batch_tokens=batch_tokens, num_steps=num_steps, excess=excess
-            )
-
+    if log is not None:
+        given = {"TRACE": trace, "--batch-tokens": batch_tokens, "--array": array, "--top-k": top_k}
+        refuse_unused("with --log", **given, **{"--num-steps": num_steps, "--excess": excess})
+        _advise_from_log(log, as_json=as_json)
+        return
+    if batch_tokens is None:
+        raise ValueError("--batch-tokens is missing; give the tokens of one bias update, all ranks together")
     if trace is not None and trace.is_dir():
         columns = ("step_size", "max_vio", "max_vio_floor", "arrival_steps")
         describe_layers(
             trace,
-            lambda path: _advice_facts(advice(path)),
+            lambda path: _advice_facts(_advice(path, array, top_k, batch_tokens, num_steps, excess)),
             lambda facts: -float(facts["step_size"]),
             columns,
             as_json=as_json,
         )
         return
-    found = advice(trace)
+    found = _advice(trace, array, top_k, batch_tokens, num_steps, excess)
     title = f"sign rule, batches of {batch_tokens:,} tokens"
     print_facts(_advice_facts(found), as_json, title, UNITS, of_advice(found))
+
+
+def _advice(
+    path: Path | None,
+    array: str | None,
+    top_k: int | None,
+    batch_tokens: int,
+    num_steps: int | None,
+    excess: float | None,
+) -> Advice:
+    from alflb.advice import advise as recommend
+
+    sample = open_trace(path, array, top_k)
+    announce_compilation()
+    with spinner("solving the sample exactly"):
+        return recommend(
+            sample.scores_TE,
+            sample.top_k,
+            batch_tokens=batch_tokens,
+            num_steps=num_steps,
+            excess=0.05 if excess is None else excess,
+        )
+
+
+def _advise_from_log(path: Path, *, as_json: bool) -> None:
+    """Advice of each layer of a log, then what follows from it."""
+    from alflb.advice_log import advise_from_log
+    from alflb.traces import read_arrays
+    from alflb.training.log import read_log
+    from alflb.trajectory import Trajectory
+
+    found: dict[str, LogAdvice] = {}
+    if path.is_file() and "load" in read_arrays(path):
+        run = Trajectory.load(path)
+        found[path.name] = advise_from_log(run.bias_NE, run.load_NE, target=run.target_E)
+    else:
+        for name, layer in read_log(path).items():
+            try:
+                found[name] = advise_from_log(layer.bias_NE, layer.load_NE)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    if as_json:
+        print_json({name: log_facts(one) for name, one in found.items()})
+        return
+    for name, one in found.items():
+        print_facts(log_facts(one), False, name, UNITS, of_log(one))
 
 
 def _advice_facts(found: Advice) -> Row:

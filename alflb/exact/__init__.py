@@ -177,7 +177,7 @@ def solve_streaming(
 
     References
     ----------
-    Han & Zhong, arXiv 2512.03915: primal and dual. Theory page, section 5: the comparator of hindsight regret.
+    Han & Zhong, arXiv 2512.03915: primal and dual. docs/theory/regret.md: the comparator of hindsight regret.
 
     Examples
     --------

@@ -50,6 +50,8 @@ class Routing(NamedTuple):
     top_k: int
     groups: int
     """Groups in which experts enter the sorting network; 0 if there is none."""
+    merges: tuple[int, ...]
+    """As long as the logarithm of the network's width, so that code is compiled for this width only."""
 
 
 def make_routing(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_next: bool = False) -> Routing:
@@ -57,7 +59,8 @@ def make_routing(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_n
     groups = _num_groups(bias_E.size, top_k + with_next, register_lanes(dtype), 0.0 if with_next else _SHARED_GROUPS)
     bias_P = np.zeros(_round_up(max(bias_E.size, groups), _STRIDE), dtype=dtype)
     bias_P[: bias_E.size] = bias_E
-    return Routing(bias_P, top_k, groups)
+    merges = (0,) * (top_k + with_next - 1).bit_length() if groups else ()
+    return Routing(bias_P, top_k, groups, merges)
 
 
 def _num_groups(num_experts: int, num_best: int, lanes: int, shared: float) -> int:
@@ -149,23 +152,32 @@ def route_block(source, start, rows, routing, results, token, scratch):
     scratch : Scratch
         Loads are added to `scratch.load_P`.
     """
-    lanes, stride, top_k = scratch.sum_L.size, routing.bias_P.size, routing.top_k
+    lanes, stride = scratch.sum_L.size, routing.bias_P.size
     dual = 0.0
     for first in range(0, rows, lanes):
-        bound_rows(source, start + first * stride, routing, scratch)
-        if routing.groups > 0:
-            sum_best(scratch.best_KL, top_k, scratch.sum_L)
-        for row in range(first, min(first + lanes, rows)):
-            row_start = start + row * stride
-            tau = scratch.best_KL[(top_k - 1) * lanes + row - first]
-            if _mark_row(source, row_start, routing.bias_P, tau, scratch) == top_k:
-                dual += scratch.sum_L[row - first]
-            else:
-                dual += _repair_row(source, row_start, routing, tau, scratch)
-            if results.experts_TK.shape[0] > 0:
-                _write_row(scratch.hits_W, results.experts_TK, token + row)
-            if results.margin_T.size > 0:
-                results.margin_T[token + row] = tau - scratch.best_KL[top_k * lanes + row - first]
+        count = min(lanes, rows - first)
+        dual = _route_register(source, start + first * stride, count, routing, results, token + first, dual, scratch)
+    return dual
+
+
+@jit_borrowing
+def _route_register(source, start, rows, routing, results, token, dual, scratch):
+    """`route_block` for no more rows than a register has lanes; `dual` plus the sum of their dual values."""
+    lanes, stride, top_k = scratch.sum_L.size, routing.bias_P.size, routing.top_k
+    bound_rows(source, start, routing, scratch)
+    if routing.groups > 0:
+        sum_best(scratch.best_KL, top_k, scratch.sum_L)
+    for row in range(rows):
+        row_start = start + row * stride
+        tau = scratch.best_KL[(top_k - 1) * lanes + row]
+        if _mark_row(source, row_start, routing.bias_P, tau, scratch) == top_k:
+            dual += scratch.sum_L[row]
+        else:
+            dual += _repair_row(source, row_start, routing, tau, scratch)
+        if results.experts_TK.shape[0] > 0:
+            _write_row(scratch.hits_W, results.experts_TK, token + row)
+        if results.margin_T.size > 0:
+            results.margin_T[token + row] = tau - scratch.best_KL[top_k * lanes + row]
     return dual
 
 
@@ -192,29 +204,37 @@ def bound_rows(source, start, routing, scratch):
         return
     for group in range(0, routing.groups, scratch.sum_L.size):
         transpose_biased(source, start, routing.bias_P, group, routing.groups, scratch.columns_GL)
-    keep_best(scratch.columns_GL, scratch.best_KL, scratch.sum_L.size)
+    keep_best(scratch.columns_GL, scratch.best_KL, routing.merges)
 
 
 @jit_inline
 def _mark_row(source, row_start, bias_P, tau, scratch):
     """Step 2: mark and count the experts that reach tau, and add them to the loads."""
-    stride, load_P, hits_W = bias_P.size, scratch.load_P, scratch.hits_W
-    later = scratch.sum_L.size * stride
+    stride = bias_P.size
     count = 0
     for word in range(stride // WORD):
-        hits_W[word] = mark_hits(source, row_start, later, bias_P, word * WORD, tau, load_P, WORD)
-        count += count_bits(hits_W[word])
-    first = stride // WORD * WORD
-    if stride == first:
-        return count
+        later = scratch.sum_L.size * stride
+        bits = mark_hits(source, row_start, later, bias_P, word * WORD, tau, scratch.load_P, WORD)
+        scratch.hits_W[word] = bits
+        count += count_bits(bits)
+    if stride % WORD > 0:
+        count += _mark_rest(source, row_start, bias_P, tau, scratch)
+    return count
+
+
+@jit_borrowing
+def _mark_rest(source, row_start, bias_P, tau, scratch):
+    """The same for what whole words leave of the row: 16, 32 or 48 experts."""
+    stride, load_P = bias_P.size, scratch.load_P
+    first, later = stride // WORD * WORD, scratch.sum_L.size * stride
     if stride == first + 16:
         bits = mark_hits(source, row_start, later, bias_P, first, tau, load_P, 16)
     elif stride == first + 32:
         bits = mark_hits(source, row_start, later, bias_P, first, tau, load_P, 32)
     else:
         bits = mark_hits(source, row_start, later, bias_P, first, tau, load_P, 48)
-    hits_W[-1] = bits
-    return count + count_bits(bits)
+    scratch.hits_W[-1] = bits
+    return count_bits(bits)
 
 
 @jit_borrowing

@@ -47,23 +47,23 @@ def bitonic_merge(width: int) -> list[tuple[int, int]]:
     return [(i, i + step) for step in steps for i in range(width) if not i & step]
 
 
-def _plain_absorb(columns_GL, start, best_KL, width):
+def _plain_absorb(columns_GL, start, best_KL, merges):
+    width = 2 ** len(merges)
     lanes = best_KL.size // width
     new_KL = columns_GL[start:][: best_KL.size].reshape(width, lanes).copy()
     old_KL = best_KL.reshape(width, lanes)
     best_KL[:] = np.sort(np.concatenate([old_KL, new_KL]), axis=0)[::-1][:width].reshape(-1)
 
 
-@in_llvm(_plain_absorb, literal=True)
-def absorb(_, columns_GL, start, best_KL, width):
-    """Replace the best `width` values of each lane by the best of them and of the `width` columns at `start`.
+@in_llvm(_plain_absorb)
+def absorb(_, columns_GL, start, best_KL, merges):
+    """Replace the best values of each lane by the best of them and of as many columns at `start`, in registers.
 
-    `best_KL` holds them in descending order, before and after.
+    `best_KL` holds them in descending order, before and after. There are 2 to the length of the tuple `merges`: a
+    width must be a constant of the code, and the length of a tuple is.
     """
-    if not isinstance(width, types.IntegerLiteral):
-        return None
     register = register_type(best_KL.dtype)
-    count, element_bytes = width.literal_value, best_KL.dtype.bitwidth // 8
+    count, element_bytes = 2**merges.count, best_KL.dtype.bitwidth // 8
 
     def codegen(context, builder, signature, args):
         columns = address(context, builder, columns_GL, args[0], args[1], register)
@@ -78,34 +78,22 @@ def absorb(_, columns_GL, start, best_KL, width):
         store_parts(builder, merged, best, element_bytes)
         return context.get_dummy_value()
 
-    return types.void(columns_GL, types.intp, best_KL, width), codegen
+    return types.void(columns_GL, types.intp, best_KL, merges), codegen
 
 
 @jit_inline
-def keep_best(columns_GL, best_KL, lanes):
+def keep_best(columns_GL, best_KL, merges):
     """Write the best values of all columns to `best_KL`, lane by lane, descending.
 
     Parameters
     ----------
     columns_GL : float array, flat
-        The lanes of column 0, of column 1, ...; overwritten.
+        The lanes of column 0, of column 1, ...
     best_KL : float array of the same dtype, flat
-        As many values per lane as its width, a power of two up to `WIDEST`, says.
-    lanes : int
+        2 ** len(merges) values per lane, at most `WIDEST`.
+    merges : tuple
+        See `absorb`.
     """
-    width = best_KL.size // lanes
     best_KL[:] = -np.inf
     for start in range(0, columns_GL.size, best_KL.size):
-        # In registers if the width is a constant of the code.
-        if width == 1:
-            absorb(columns_GL, start, best_KL, 1)
-        elif width == 2:
-            absorb(columns_GL, start, best_KL, 2)
-        elif width == 4:
-            absorb(columns_GL, start, best_KL, 4)
-        elif width == 8:
-            absorb(columns_GL, start, best_KL, 8)
-        elif width == 16:
-            absorb(columns_GL, start, best_KL, 16)
-        else:
-            absorb(columns_GL, start, best_KL, WIDEST)
+        absorb(columns_GL, start, best_KL, merges)

@@ -1,4 +1,4 @@
-"""Pages written at every build from the code itself: the command line's reference and the gallery."""
+"""Pages written at every build from the code itself: the references of the command line and of the names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 import alflb
 from alflb.cli.app import app as alflb_app
 from alflb.io import write_text
-from experiments import _runner
 from experiments.__main__ import app as experiments_app
 from proofs_check.__main__ import app as proofs_app
 
@@ -36,132 +35,12 @@ _NAMES_HEAD = """\
 |---|---|
 """
 
-_GALLERY_PAGE = """\
----
-file_format: mystnb
-kernelspec: {{name: python3, display_name: Python 3, language: python}}
----
-
-# {name}
-
-**Claim put to the test**: {claim}
-
-**Verdict, at full size**: {verdict}
-
-Smoke size, executed when these pages were built: it shows what is drawn and how, and judges nothing.
-{pointer}
-
-```{{code-cell}} python
-:tags: [remove-cell]
-
-%matplotlib inline
-import sys
-sys.path.insert(0, {root!r})
-```
-
-```{{code-cell}} python
-import experiments.{name} as experiment
-
-rows = [
-    {{**cell, "seed": seed, **row}}
-    for cell in experiment.SMOKE
-    for seed in range(2)
-    for row in experiment.run(cell, seed)
-]
-experiment.figure(rows)
-```
-
-*Shown*: {caption}
-
-```{{code-cell}} python
-for finding in experiment.findings(rows)[:6]:
-    print("-", finding.statement)
-    print("  expected", finding.expected, "| measured", finding.measured)
-```
-
-:::{{dropdown}} The experiment, `experiments/{name}.py`
-```{{literalinclude}} ../../experiments/{name}.py
-:language: python
-```
-:::
-"""
-
-_GALLERY_PAGE_UNEXECUTED = """\
-# {name}
-
-**Claim put to the test**: {claim}
-
-**Verdict, at full size**: {verdict}
-
-It needs {needs}, so it is not executed when these pages are built: the figure is that of
-[its page](../experiments/{name}.md).
-
-![Figure of the experiment {name}. {verdict}](../experiments/figures/{name}.png)
-
-*Shown*: {caption}
-
-:::{{dropdown}} The experiment, `experiments/{name}.py`
-```{{literalinclude}} ../../experiments/{name}.py
-:language: python
-```
-:::
-"""
-
-_GALLERY_INDEX = """\
-# Gallery
-
-Every experiment's figure, with the code that makes it. The pages are executed at smoke size when the site is built;
-the full size runs by `python -m experiments run NAME` and takes minutes on one core.
-
-::::{{grid}} 1 1 2 2
-{cards}
-::::
-
-```{{toctree}}
-:hidden:
-
-{names}
-```
-"""
-
-_GALLERY_CARD = """\
-:::{{grid-item-card}} {name}
-:img-top: ../experiments/figures/{name}.png
-:link: {name}
-:link-type: doc
-
-*Claim*: {claim}
-
-*Verdict*: {verdict}
-:::
-"""
-
 
 def write_pages(app: Sphinx) -> None:
     """Write what is generated, where it changed."""
     source = Path(app.srcdir)
     _write(source / "reference" / "cli.md", _command_line())
     _write(source / "reference" / "names.md", _names())
-    names = _runner.experiment_names()
-    cards = "\n".join(_GALLERY_CARD.format(name=name, **_sentences(name)) for name in names)
-    _write(source / "gallery" / "index.md", _GALLERY_INDEX.format(cards=cards, names="\n".join(names)))
-    for name in names:
-        _write(source / "gallery" / f"{name}.md", _gallery_page(name, source))
-
-
-def _gallery_page(name: str, source: Path) -> str:
-    module = _runner.load(name)
-    if needs := getattr(module, "NEEDS", ()):
-        return _GALLERY_PAGE_UNEXECUTED.format(name=name, **_sentences(name), needs=" and ".join(needs))
-    page = source / "experiments" / f"{name}.md"
-    pointer = f"The full size is on [its page](../experiments/{name}.md)." if page.exists() else ""
-    return _GALLERY_PAGE.format(name=name, **_sentences(name), pointer=pointer, root=str(source.parent))
-
-
-def _sentences(name: str) -> dict[str, str]:
-    """The sentences of an experiment: no claim without what came of it, no figure without its caption."""
-    module = _runner.load(name)
-    return {"claim": module.CLAIM, "verdict": module.VERDICT, "caption": _runner.caption(name)}
 
 
 def _command_line() -> str:

@@ -389,3 +389,30 @@ def test_score_facts_are_those_of_all_finite_scores(scores):
     assert facts["score_max"] == finite.max()
     assert facts["score_median"] == np.median(finite)
     assert facts["forbidden_pairs"] == scores.size - finite.size
+
+
+def test_advise_from_a_log_says_that_the_step_was_too_large(run, tmp_path):
+    log = tmp_path / "run.npz"
+    size = ["--stream", "logistic", "--batch-tokens", "1024", "--num-experts", "8", "--top-k", "2", "--steps", "200"]
+    assert run("simulate", *size, "--step-size", "0.2", "--out", str(log)).exit_code == 0
+    advised = run("advise", "--log", str(log))
+    assert advised.exit_code == 0
+    assert "The steps were too large" in " ".join(advised.stdout.split())
+    (facts,) = json.loads(run("advise", "--log", str(log), "--json").stdout).values()
+    value, low, high = facts["factor_for_sign_step_size"]
+    assert 0 <= low <= value <= high < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--batch-tokens is missing"),
+        (["--log", "run.npz", "--excess", "0.1"], "--excess has no effect with --log"),
+        (["--log", "run.npz", "--batch-tokens", "64"], "--batch-tokens has no effect with --log"),
+        (["--log", "no_such_run.npz"], "no_such_run.npz"),
+    ],
+)
+def test_advise_refuses_what_it_cannot_use(run, arguments, line):
+    refused = run("advise", *arguments)
+    assert refused.exit_code == 2
+    assert line in refused.stderr

@@ -1,4 +1,4 @@
-"""Runs the code blocks of one page of documentation, in order: ``python tests/_page.py PAGE``.
+"""Runs the code blocks of one page of documentation, in order: ``python tests/docs/_page.py PAGE``.
 
 Python blocks share one namespace, shell blocks run under ``bash -eu -o pipefail``, all in the current folder. What
 stands in a block of text marked ``output`` must be what the Python block before it printed.
