@@ -38,7 +38,7 @@ class Advice:
     first_step_size: float | None
     """What to begin with where arrival would take too long; None where it does not, or no length was given."""
     first_steps: int | None
-    """For how many steps."""
+    """How many steps to take at `first_step_size`."""
     optimal_bias_E: NDArray[np.float64]
     """p* of the sample, centered: a bias to start from, which saves the arrival."""
     curvatures: NDArray[np.float64]

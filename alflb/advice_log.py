@@ -18,7 +18,7 @@ NEWTON_STEPS = 30
 DIFFERENCE = 1e-3
 """Step of the numerical derivatives, in logarithms of the parameters."""
 LEAST_WALK = 1e-6
-"""Smallest variance of a step of p* that is told from 0, as a share of the variance of a sighting of p*."""
+"""Smallest variance of a step of p* that is distinguished from 0, as a share of the variance of a sighting of p*."""
 EVIDENCE = 6.0
 """Log likelihood ratio that answers of the loads to the bias need: a chance of 5e-4."""
 LAGGING = 4.0
@@ -61,7 +61,7 @@ class LogAdvice:
 
     @property
     def step_factor(self) -> Interval:
-        """By what to multiply the step size of a rule whose steps grow with the shortfall: best gain over gain."""
+        """Factor for the step size of a rule whose steps grow with the shortfall: best gain over gain."""
         return Interval(*(value / self.gain for value in self.best_gain))
 
     @property
@@ -196,7 +196,7 @@ class _Model:
         return np.asarray(logs)
 
     def covariance(self, logs: Vector) -> Vector:
-        """Of the logarithms, with experts as independent clusters."""
+        """Covariance of the logarithms, with experts as independent clusters."""
         points = logs + DIFFERENCE * np.vstack([np.eye(3), -np.eye(3)])
         values_BE = self.log_likelihood_BE(points)
         scores_PE = (values_BE[:3] - values_BE[3:]) / (2 * DIFFERENCE)
@@ -207,12 +207,12 @@ class _Model:
 
     def evidence_of_answers(self, logs: Vector) -> float:
         """Log likelihood ratio against loads that move as they do, but not with the bias."""
-        deaf = logs + np.log(1e-4) * np.array([1.0, 0.0, -2.0])
-        answering, silent = self.log_likelihood_BE(np.array([logs, deaf])).sum(axis=1)
-        return float(answering - silent)
+        unmoved = logs + np.log(1e-4) * np.array([1.0, 0.0, -2.0])
+        moving, still = self.log_likelihood_BE(np.array([logs, unmoved])).sum(axis=1)
+        return float(moving - still)
 
     def walks(self, logs: Vector, spread: float) -> tuple[float, float, float]:
-        """Variance of a step of p*, with the wider of two intervals; 0 where it is not told from 0.
+        """Variance of a step of p*, with the wider of two intervals; 0 where it cannot be distinguished from 0.
 
         `spread` is the half width of the interval of its logarithm by the curvature of the likelihood; the other
         interval is that of the likelihood ratio.
@@ -263,7 +263,7 @@ def _lagging(shortfall_NE: Vector) -> tuple[int, ...]:
 
 
 def _checked(bias: ArrayLike, load: ArrayLike, target: ArrayLike | None) -> tuple[Vector, Vector, Vector]:
-    """The arrays of the log, biases centred, or ValueError."""
+    """The arrays of the log, biases centered, or ValueError."""
     bias_NE, load_NE = np.asarray(bias, dtype=np.float64), np.asarray(load, dtype=np.float64)
     if load_NE.ndim != 2 or len(load_NE) < FEWEST_STEPS or load_NE.shape[1] < 2:
         raise ValueError(f"load has shape {load_NE.shape}; pass at least {FEWEST_STEPS} steps of two or more experts")
@@ -277,7 +277,7 @@ def _checked(bias: ArrayLike, load: ArrayLike, target: ArrayLike | None) -> tupl
         raise ValueError(f"target is {target!r}; pass {experts} positive numbers of tokens")
     if not (np.isfinite(bias_NE).all() and np.isfinite(load_NE).all() and np.isfinite(target_E).all()):
         raise ValueError("bias, load or target holds numbers that are not finite; drop those steps")
-    centred_NE: Vector = bias_NE - bias_NE.mean(axis=1, keepdims=True)
-    if not np.ptp(centred_NE, axis=0).any():
+    centered_NE: Vector = bias_NE - bias_NE.mean(axis=1, keepdims=True)
+    if not np.ptp(centered_NE, axis=0).any():
         raise ValueError("bias does not move in this log (u = 0?), so loads cannot answer it; log a run that balances")
-    return centred_NE, load_NE, target_E
+    return centered_NE, load_NE, target_E

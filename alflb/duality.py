@@ -217,7 +217,7 @@ class GapCertificate:
 
     @property
     def lower_bound(self) -> float:
-        """Affinity - affinity_excess_bound, at most LP*.
+        """The affinity less affinity_excess_bound, at most LP*.
 
         D(p) - gap_bound is never tighter, since D(p) - affinity = <A(p) - L, p> is at most `affinity_loss_bound`,
         which is what `gap_bound` exceeds `affinity_excess_bound` by.

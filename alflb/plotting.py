@@ -22,10 +22,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from alflb.io import atomic_write
 
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6B6B6B"
-"""Okabe and Ito's palette, told apart by readers with any common color vision, and a neutral."""
+BLUE, ORANGE, GREEN, RED, PURPLE, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6B6B6B"
+"""Okabe and Ito's palette, distinguishable by readers with any common color vision, and a neutral."""
 
-CATEGORIES = (BLUE, RED, GREEN, ORANGE, PURPLE, GREY)
+CATEGORIES = (BLUE, RED, GREEN, ORANGE, PURPLE, GRAY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH = 7.2
 """Inches: a two-column page's text width."""

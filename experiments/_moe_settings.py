@@ -12,7 +12,7 @@ from alflb.rules import Rule, make_rule
 from alflb.schedules import make_schedule, schedule_names
 
 PRECISIONS = ("float32", "bfloat16")
-"""Of the weights in use."""
+"""Dtype of the weights in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class Size:
     name: str
     hidden: int
     layers: int
-    """Of which the first is dense."""
+    """Number of layers; the first is dense."""
     heads: int
     head_width: int
-    """Of values; keys and queries have as many components, half of them with rotary positions."""
+    """Components of a value; keys and queries have as many, half of them with rotary positions."""
     latent_rank: int
-    """Of the compressed keys and values of multi-head latent attention."""
+    """Rank of the compressed keys and values of multi-head latent attention."""
     dense_width: int
     expert_width: int
     num_experts: int = 64
@@ -45,7 +45,7 @@ class Size:
     num_steps: int
     learning_rate: float
     precision: str = "float32"
-    """Of the weights in use; the optimizer moves float32 ones in any case."""
+    """Dtype of the weights in use; the optimizer moves float32 ones in any case."""
     evaluation_tokens: int
     trace_tokens: int
 

@@ -96,24 +96,24 @@ class Routing:
 
 
 class Routers:
-    """The routers of a model and their biases, by layer; what they say is kept only inside `listening`."""
+    """The routers of a model and their biases, by layer; what they choose is kept only inside `recording`."""
 
     def __init__(self, model: Any) -> None:
         self.gates = {
             index: layer.mlp.gate for index, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")
         }
-        self._heard: dict[int, Routing] | None = None
+        self._recorded: dict[int, Routing] | None = None
         for layer, gate in self.gates.items():
             gate.register_forward_hook(self._hook(layer))
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[dict[int, Routing]]:
-        """Collect what routers say in forwards inside the context."""
-        self._heard = {layer: Routing() for layer in self.gates}
+    def recording(self) -> Iterator[dict[int, Routing]]:
+        """Collect what routers choose in forward passes inside the context."""
+        self._recorded = {layer: Routing() for layer in self.gates}
         try:
-            yield self._heard
+            yield self._recorded
         finally:
-            self._heard = None
+            self._recorded = None
 
     def bias_E(self, layer: int) -> NDArray[np.float64]:
         """The bias in force."""
@@ -125,12 +125,12 @@ class Routers:
         buffer.copy_(torch.from_numpy(bias_E).to(buffer))
 
     def _hook(self, layer: int) -> Callable[..., None]:
-        def hear(module: Any, arguments: Any, output: tuple[torch.Tensor, ...]) -> None:
-            if self._heard is not None:
-                self._heard[layer].logits_TE.append(output[0])
-                self._heard[layer].experts_TK.append(output[2])
+        def record(module: Any, arguments: Any, output: tuple[torch.Tensor, ...]) -> None:
+            if self._recorded is not None:
+                self._recorded[layer].logits_TE.append(output[0])
+                self._recorded[layer].experts_TK.append(output[2])
 
-        return hear
+        return record
 
 
 def auxiliary_loss(logits_TE: torch.Tensor, experts_TK: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ def auxiliary_loss(logits_TE: torch.Tensor, experts_TK: torch.Tensor) -> torch.T
     .. math:: \sum_k f_k P_k,\quad f_k = \frac{E}{K T} A_k,\quad
               P_k = \frac1T \sum_i \frac{\sigma(z_{ik})}{\sum_j \sigma(z_{ij})}
 
-    Only P has a gradient. Source: Switch Transformer (arXiv 2101.03961) and GShard, with the normalised sigmoid scores
+    Only P has a gradient. Source: Switch Transformer (arXiv 2101.03961) and GShard, with the normalized sigmoid scores
     of DeepSeek-V3 (arXiv 2412.19437) in place of softmax probabilities.
     """
     num_tokens, num_experts = logits_TE.shape
@@ -204,7 +204,7 @@ def price(trace: RouterTrace) -> Row:
     """How far the bias in force is from the optimum of the assignment problem of these tokens.
 
     ``gap`` is (D(p) - LP*) / LP*; ``affinity`` is <gamma, x(p)> / LP*, which may exceed 1 when loads are
-    unbalanced; ``correlation`` is that of p and the optimal bias (both centred, which a correlation does), None for a
+    unbalanced; ``correlation`` is that of p and the optimal bias (both centered, which a correlation does), None for a
     bias of zero; ``halves`` is that of the optimal biases of the first and the second half of the tokens, a measure of
     how much an optimal bias depends on the piece of text. It is no upper bound: halves are noisier than the whole.
     """
@@ -232,7 +232,7 @@ def price(trace: RouterTrace) -> Row:
 class Unbalanced:
     """Leaves every bias where it is: the arms without a rule."""
 
-    def step(self, heard: dict[int, Routing]) -> None:
+    def step(self, routed: dict[int, Routing]) -> None:
         """Nothing."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,16 +249,16 @@ class BalancedByLoads(Unbalanced):
     def __init__(self, model: Any, rule: Rule) -> None:
         self.balancer = LoadBalancer.attach(model, rule)
 
-    def step(self, heard: dict[int, Routing]) -> None:
+    def step(self, routed: dict[int, Routing]) -> None:
         """Move every bias."""
         self.balancer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the balancer."""
+        """The state of the balancer."""
         return self.balancer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of the balancer."""
+        """Restore the balancer."""
         self.balancer.load_state_dict(state)
 
 
@@ -274,10 +274,10 @@ class BalancedByScores(Unbalanced):
         self.target_E = target_load_E(size.tokens_per_step, size.num_experts, size.top_k)
         self.num_steps = 0
 
-    def step(self, heard: dict[int, Routing]) -> None:
+    def step(self, routed: dict[int, Routing]) -> None:
         """Move every bias."""
         self.num_steps += 1
-        for layer, routing in heard.items():
+        for layer, routing in routed.items():
             seen = Observation(
                 self.num_steps, self.target_E, load_E=routing.load_E(), scores_TE=routing.scores_TE, top_k=self.top_k
             )
@@ -408,9 +408,9 @@ class Trainer:
         losses, load_LE, scores = [], {}, {layer: [] for layer in self.routers.gates}  # type: ignore[var-annotated]
         with torch.no_grad():
             for part in _parts(sequences, size.sequences_per_forward):
-                with self.routers.listening() as heard:
+                with self.routers.recording() as routed:
                     losses.append(float(self._loss(part)) * len(part))
-                for layer, routing in heard.items():
+                for layer, routing in routed.items():
                     load_LE[layer] = load_LE.get(layer, 0) + routing.load_E()
                     if sum(map(len, scores[layer])) < size.trace_tokens:
                         scores[layer].append(routing.scores_TE())
@@ -455,20 +455,20 @@ class Trainer:
         size = self.size
         sequences = self.batches(step)
         total = 0.0
-        with self.routers.listening() as heard:
+        with self.routers.recording() as routed:
             parts = list(_parts(sequences, size.sequences_per_forward))
             for number, part in enumerate(parts):
                 loss = self._loss(part)
                 total += float(loss.detach()) / len(parts)
                 if self.arm.auxiliary_weight:
-                    layers = [auxiliary_loss(r.logits_TE[number], r.experts_TK[number]) for r in heard.values()]
+                    layers = [auxiliary_loss(r.logits_TE[number], r.experts_TK[number]) for r in routed.values()]
                     loss = loss + self.arm.auxiliary_weight * torch.stack(layers).sum()
                 (loss / len(parts)).backward()
         self._update_weights(size.learning_rate_at(step))
-        for layer, routing in heard.items():
+        for layer, routing in routed.items():
             load_E = routing.load_E()
             self.history.max_vio[layer].append(float(metrics.max_vio(load_E)))
-        self.balance.step(heard)
+        self.balance.step(routed)
         self.history.training_loss.append(total)
 
     def _loss(self, sequences: NDArray[np.int64]) -> torch.Tensor:
@@ -506,7 +506,7 @@ class Trainer:
 
 
 def code_digest() -> str:
-    """Of what decides a run's rows: results of other code are not taken up, and a figure may change freely."""
+    """Digest of what decides the rows of a run: results of other code are not reused; figures may change freely."""
     digest = hashlib.sha256()
     for name in ("_moe_settings.py", "_moe_training.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())

@@ -38,7 +38,7 @@ SMALLEST_VOCABULARY = 257
 
 
 class TextError(ValueError):
-    """Text that is absent or cannot be used; the message says what brings it or how to mend it."""
+    """Text that is absent or cannot be used; the message says where to get it or how to fix it."""
 
 
 class Document(NamedTuple):
@@ -67,7 +67,7 @@ class Corpus:
     vocab_size: int
     """Ids lie below this; at most what was asked for, less when the text has no more pairs to merge."""
     digest: str
-    """Of the documents, the split and the encoding: equal digests mean equal streams."""
+    """Digest of the documents, the split and the encoding: equal digests mean equal streams."""
     tokenizer: Any
     """The ``tokenizers.Tokenizer``, to decode ids or encode other text."""
 
@@ -302,7 +302,7 @@ def _speech(path: Path) -> str:
 
 
 def _digest(*parts: str) -> str:
-    """Of the parts and where each ends."""
+    """Digest of the parts and where each ends."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.encode("utf-8", "surrogatepass")

@@ -183,12 +183,12 @@ def figure(rows: list[Row]) -> Figure:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.axline((1.0, 1.0), (10.0, 10.0), color="black", linewidth=0.8, linestyle=":")
-    left.axvline(1.0, color="grey", linewidth=0.8)
+    left.axvline(1.0, color="gray", linewidth=0.8)
     left.set(xlabel="band m(E−1) / L", ylabel="deviation at rest / L", title="C4: the band")
     left.legend(fontsize=6.5)
     middle.set(xlabel="N0 (steps)", ylabel="steps to enter the band", title="C5: entry")
     shapes = sorted({(row["num_tokens"], row["num_experts"]) for row in rows if row["source"] == "uniform"})
-    for (num_tokens, num_experts), colour in zip(shapes, ramp(len(shapes))):
+    for (num_tokens, num_experts), color in zip(shapes, ramp(len(shapes))):
         chosen = [
             r
             for r in _rested(rows)
@@ -203,7 +203,7 @@ def figure(rows: list[Row]) -> Figure:
             sizes,
             [np.median(values) if values else math.nan for values in ratios],
             "o-",
-            color=colour,
+            color=color,
             label=f"T {num_tokens}, E {num_experts}",
         )
     right.set(xlabel="step size u (score units)", ylabel="band / deviation at rest", title="Looseness (uniform)")

@@ -143,11 +143,11 @@ def figure(rows: list[Row]) -> Figure:
 
 
 def _draw_times(axis: Axes, rows: list[Row], rules: list[str], columns: list[str], title: str) -> None:
-    for column, marker, colour in zip(columns, ("o", "s", "D"), ("#56B4E9", "#0072B2", "#1c1c1c")):
+    for column, marker, color in zip(columns, ("o", "s", "D"), ("#56B4E9", "#0072B2", "#1c1c1c")):
         bests = [_best_mean([row for row in rows if row["rule"] == rule], column) for rule in rules]
         reached = [(best, height) for height, best in enumerate(bests) if best is not None]
         label = f"<= {column.split('_')[1]}"
-        axis.plot(*np.array(reached).reshape(-1, 2).T, marker, color=colour, linestyle="none", label=label)
+        axis.plot(*np.array(reached).reshape(-1, 2).T, marker, color=color, linestyle="none", label=label)
     axis.set_yticks(range(len(rules)), [rule.replace("_", " ") for rule in rules], fontsize=7)
     axis.set_ylim(len(rules) - 0.5, -0.5)
     axis.set_xscale("log")

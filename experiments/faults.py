@@ -93,7 +93,7 @@ class Batch:
         return sum(draw.num_tokens for draw in self.draws)
 
     def scores(self) -> FloatArray:
-        """Of all parts, shape (T, E)."""
+        """Scores of all parts, shape (T, E)."""
         return np.concatenate([draw.scores() for draw in self.draws])
 
     def part(self, place: int) -> Batch:
@@ -294,9 +294,9 @@ class Record:
 
     bias_NE: Vector
     load_NE: NDArray[np.int64]
-    """As routed."""
+    """Loads as routed."""
     counts_NE: Vector
-    """As the update received them."""
+    """Loads as the update received them."""
     affinity_N: Vector
     """Score units, summed over the batch."""
     dual_rises_N: NDArray[np.bool_]

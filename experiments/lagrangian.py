@@ -120,16 +120,16 @@ def figure(rows: list[Row]) -> Figure:
 
 
 def _draw_gaps(axis: Axes, runs: list[Row], rule: str) -> None:
-    for row, colour in zip(runs, ramp(len(runs))):
-        axis.loglog(row["shown_n"], np.maximum(row["gap_n"], 1e-9), color=colour, label=f"u = {row['step_size']:g}")
+    for row, color in zip(runs, ramp(len(runs))):
+        axis.loglog(row["shown_n"], np.maximum(row["gap_n"], 1e-9), color=color, label=f"u = {row['step_size']:g}")
     axis.set(xlabel="step n", ylabel="D(p$_n$) / LP* − 1", title=f"{rule}, real trace")
     axis.legend(fontsize=6.5, ncols=2)
 
 
 def _draw_paths(axis: Axes, runs: list[Row]) -> None:
-    for row, colour in zip(runs, ramp(len(runs))):
+    for row, color in zip(runs, ramp(len(runs))):
         axis.plot(
-            np.maximum(row["max_vio_n"], 1e-3), 100 * np.array(row["affinity_excess_n"]), ".-", color=colour, lw=0.8
+            np.maximum(row["max_vio_n"], 1e-3), 100 * np.array(row["affinity_excess_n"]), ".-", color=color, lw=0.8
         )
     axis.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
     axis.set_xscale("log")
@@ -143,14 +143,14 @@ def _draw_paths(axis: Axes, runs: list[Row]) -> None:
 
 def _draw_shares(axis: Axes, rows: list[Row]) -> None:
     sources = list(dict.fromkeys(row["source"] for row in rows))
-    for (rule, colour), (position, source) in (
+    for (rule, color), (position, source) in (
         (pair, place) for pair in (("sign", BLUE), ("proportional", RED)) for place in enumerate(sources)
     ):
         chosen = [row for row in rows if row["rule"] == rule and row["source"] == source]
         sizes = sorted({row["step_size"] for row in chosen})
         means = [np.mean([row["rise_share"] for row in chosen if row["step_size"] == u]) for u in sizes]
         style = ("-", "--", ":")[position]
-        axis.semilogx(sizes, means, style, color=colour, marker=MARKERS[position], label=f"{rule}, {source}")
+        axis.semilogx(sizes, means, style, color=color, marker=MARKERS[position], label=f"{rule}, {source}")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set(xlabel="step size u (score units)", ylabel="steps on which D rose", title="How often D rises")
     axis.legend(fontsize=6.5, loc="upper left")

@@ -1,7 +1,7 @@
 """Every rule on every stream at its tuned step size, judged by balance, by the optimum and by the bias's unrest.
 
 Protocol. All rules see the same batches: gates in [0, 1] (logit streams pass through a sigmoid, as a DeepSeek-V3
-router does), T tokens a batch, from bias 0. Steps 1 ... N/2 are for settling, the second half is scored. Each rule
+router does), T tokens per batch, from bias 0. Steps 1 ... N/2 are for settling, the second half is scored. Each rule
 has one number tuned per stream, by the same budget: 7 candidates on a logarithmic grid, each run for N steps on a
 tuning seed that is scored nowhere; the least mean MaxVio of the second half wins. For most rules it is a constant
 step size, for `damped_qb` the gain, for `sinkhorn` the temperature; `none`, `qb`, `histogram_qb`, `bip` and `exact`
@@ -31,7 +31,7 @@ from alflb import duality, load_router_trace, make_rule, make_stream, metrics, r
 from alflb.cli._console import run_program
 from alflb.io import Row
 from alflb.kernels import get_kernels
-from alflb.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, styled
+from alflb.plotting import BLUE, GRAY, GREEN, ORANGE, new_figure, styled
 from alflb.problem import AssignmentProblem, FloatArray, target_load_E
 from alflb.rules import RULES, Rule, Sight
 from alflb.streams import STREAMS, Stream, stream_names
@@ -340,7 +340,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _mean_ranks(rows: list[Row]) -> dict[str, list[float]]:
-    """For each rule one number a seed: its rank by MaxVio (1 is best, ties share), averaged over the streams."""
+    """For each rule one number per seed: its rank by MaxVio (1 is best, ties share), averaged over the streams."""
     rules = sorted({row["rule"] for row in rows} - set(BASELINES))
     of = {(row["stream"], row["seed"], row["rule"]): row["max_vio"] for row in rows}
     ranks: dict[str, list[float]] = {rule: [] for rule in rules}
@@ -426,8 +426,8 @@ def figure(rows: list[Row]) -> Figure:
         strong = abs(against_sign[place, column]) > 1.3
         words = f"{values[place, column]:.2f}"
         right.text(column, place, words, ha="center", va="center", fontsize=6, color="white" if strong else "black")
-    right.axhline(rules.index("sign") - 0.5, color=GREY, linewidth=0.8)
-    right.axhline(rules.index("sign") + 0.5, color=GREY, linewidth=0.8)
+    right.axhline(rules.index("sign") - 0.5, color=GRAY, linewidth=0.8)
+    right.axhline(rules.index("sign") + 0.5, color=GRAY, linewidth=0.8)
     right.set_xticks(range(len(streams)), [name.replace("_", " ") for name in streams], rotation=45, ha="right")
     right.grid(False)
     right.set_title("MaxVio, mean of the second half")

@@ -24,7 +24,7 @@ from alflb import bounds, make_rule, make_stream, metrics, simulate
 from alflb.exact import BatchedProblem, solve_exact
 from alflb.io import Row
 from alflb.observers import make_observers
-from alflb.plotting import BLUE, CATEGORIES, GREY, RED, new_figure, ramp, styled
+from alflb.plotting import BLUE, CATEGORIES, GRAY, RED, new_figure, ramp, styled
 from alflb.population import GumbelTopOne, IndependentScores, Population, gumbel_pick_range
 from alflb.rules import Projected, Rule
 from alflb.schedules import Constant, Inverse, InverseSqrt, Schedule
@@ -118,7 +118,7 @@ class Setting(NamedTuple):
     noise: float
     """sigma, standard deviation of one expert's load fraction at p*."""
     radius: float
-    """Of the ball that biases are projected onto."""
+    """Radius of the ball that biases are projected onto."""
 
 
 @cache
@@ -414,13 +414,13 @@ def figure(rows: list[Row]) -> Figure:
 
 def _draw_regret(axis: Axes, arms: dict[Arm, list[Row]], title: str, name: Callable[[Arm], str]) -> None:
     for position, (arm, chosen) in enumerate(arms.items()):
-        colour = CATEGORIES[position % len(CATEGORIES)] if len(arms) <= 6 else ramp(len(arms))[position]
+        color = CATEGORIES[position % len(CATEGORIES)] if len(arms) <= 6 else ramp(len(arms))[position]
         step_C = chosen[0]["step_C"]
         regret_SC = np.array([row["regret_C"] for row in chosen])
         mean_C, half_C = regret_SC.mean(axis=0), _half_interval(regret_SC)
-        axis.loglog(step_C, mean_C, color=colour, linestyle="--" if arm[1] == "sign" else "-", label=name(arm))
+        axis.loglog(step_C, mean_C, color=color, linestyle="--" if arm[1] == "sign" else "-", label=name(arm))
         axis.fill_between(
-            step_C, np.maximum(mean_C - half_C, 1e-9), mean_C + half_C, color=colour, alpha=0.2, linewidth=0
+            step_C, np.maximum(mean_C - half_C, 1e-9), mean_C + half_C, color=color, alpha=0.2, linewidth=0
         )
     axis.set_ylim(bottom=0.5 * min(np.mean([row["regret_C"][0] for row in chosen]) for chosen in arms.values()))
     axis.set(xlabel="step N", ylabel="pseudo-regret R$_N$ (score units per token)", title=title)
@@ -449,7 +449,7 @@ def _draw_transition(axis: Axes, arms: dict[Arm, list[Row]]) -> None:
     horizon = max(row["num_steps"] for chosen in arms.values() for row in chosen)
     coarse = np.geomspace(min(strengths), max(strengths), 25)
     model = [_model_exponent((*arm[:3], float(s)), horizon) for s in coarse]
-    axis.plot(coarse, model, color=GREY, linestyle="--", linewidth=0.9, label=f"quadratic, N = {horizon:,}")
+    axis.plot(coarse, model, color=GRAY, linestyle="--", linewidth=0.9, label=f"quadratic, N = {horizon:,}")
     axis.errorbar(strengths, intervals[:, 1], yerr=errors, fmt="o", color=BLUE, capsize=2, label="measured, 95%")
     axis.axvline(0.5, color=RED, linewidth=0.8, linestyle=":", label="c mu = 1/2")
     axis.set_xscale("log")

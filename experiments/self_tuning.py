@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from alflb import make_rule, metrics, rule_names, simulate
 from alflb.io import Row
-from alflb.plotting import BLUE, GREY, ORANGE, new_figure, styled
+from alflb.plotting import BLUE, GRAY, ORANGE, new_figure, styled
 from alflb.problem import FloatArray
 from alflb.rules import RULES, Rule, Sight
 from alflb.rules import self_tuning as constants
@@ -40,6 +40,8 @@ VARIED = ("CALM_BATCHES", "ALARM", "MEMORY", "SURPRISE", "NEW_SLOPE", "LEARNING_
 """Constants changed by a factor of 4 either way; a memory by its length, a share as far as 1."""
 SEVERAL_AVERAGES = (4, 8)
 TOLERANCE, RESCALED_TOLERANCE = 1.02, 1.05
+LEAST_MAX_VIO = 1e-9
+"""What exact balance counts as where a ratio is formed."""
 
 _SIZES = ((128, 8, 1), (128, 32, 4), (512, 256, 8), (1024, 2, 1), (1024, 64, 16), (4096, 16, 2), (16384, 8, 1))
 GRID = [{"part": "streams", **cell} for cell in leaderboard.GRID] + [
@@ -159,7 +161,7 @@ def _best(here: list[Row]) -> tuple[str, float, float]:
         if row["kind"] == "rule" and row["rule"] != RULE:
             arms.setdefault((row["rule"], row["value"]), []).append(row["max_vio"])
     (name, value), scores = min(arms.items(), key=lambda arm: float(np.mean(arm[1])))
-    return name, value, float(np.mean(scores))
+    return name, value, max(float(np.mean(scores)), LEAST_MAX_VIO)
 
 
 def _words(best: tuple[str, float, float]) -> str:
@@ -194,7 +196,7 @@ def figure(rows: list[Row]) -> Figure:
     cells = {cell: here for cell, here in _cells(rows).items() if here[0]["part"] == "streams"}
     drawing, (axis,) = new_figure(1, 1, height=3.6, width=6.5)
     places = np.arange(len(cells))
-    arms = (("sign", 1e-3, GREY, "sign at 1e-3"), ("whitened step", None, ORANGE, "whitened step"))
+    arms = (("sign", 1e-3, GRAY, "sign at 1e-3"), ("whitened step", None, ORANGE, "whitened step"))
     for name, value, color, label in (*arms, (RULE, None, BLUE, "self_tuning")):
         ratio = [
             np.mean([r["max_vio"] for r in here if (r["rule"], r["value"], r["unit"]) == (name, value, 1.0)])

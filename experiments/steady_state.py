@@ -24,7 +24,7 @@ from scipy import stats
 from alflb import bounds, load_router_trace, make_rule, make_stream, metrics, simulate, solve_exact
 from alflb.duality import center
 from alflb.io import Row
-from alflb.plotting import BLUE, GREEN, GREY, ORANGE, RED, new_figure, styled
+from alflb.plotting import BLUE, GRAY, GREEN, ORANGE, RED, new_figure, styled
 from alflb.population import IndependentScores, Population, SampledScores
 from alflb.problem import AssignmentProblem, FloatArray
 from alflb.streams import Stream
@@ -383,7 +383,7 @@ def _mechanisms(judged: list[Judged]) -> list[Finding]:
         found.append(Finding(words, "within 5%", _percent(one.error), one.within))
     for one in _those(judged, "bias_sd", family="router"):
         words = f"Bias sd's error, sigmoid router, offsets of sd {one.row['skew']:g}, pull {one.row['pull']:.2g}"
-        found.append(Finding(words, "within 5%" if one.criterion <= 1 else "-", _percent(one.error), _judgement(one)))
+        found.append(Finding(words, "within 5%" if one.criterion <= 1 else "-", _percent(one.error), _judgment(one)))
     for one in _those(judged, "bias_sd", family="text") + _those(judged, "bias_sd", family="text_epochs"):
         way = "with replacement" if one.row["family"] == "text" else "in shuffled passes of 64 steps"
         words = f"Bias sd's error, real tokens {way}, relaxation {one.row['relaxation']:.0f} steps"
@@ -398,7 +398,7 @@ def _those(judged: list[Judged], quantity: str, **wanted: object) -> list[Judged
     return [one for one in judged if one.quantity == quantity and wanted.items() <= one.row.items()]
 
 
-def _judgement(one: Judged) -> bool | None:
+def _judgment(one: Judged) -> bool | None:
     return one.within if one.criterion <= 1 else None
 
 
@@ -428,7 +428,7 @@ _WORDS = {"bias_sd": "bias sd", "load_sd": "load sd", "max_vio": "MaxVio"}
 
 
 def _draw_criterion(axis: Axes, judged: list[Judged], quantities: tuple[str, ...], title: str) -> None:
-    axis.axhspan(-TOLERANCE, TOLERANCE, color=GREY, alpha=0.15, linewidth=0)
+    axis.axhspan(-TOLERANCE, TOLERANCE, color=GRAY, alpha=0.15, linewidth=0)
     axis.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
     for quantity in quantities:
         for role, family in (("choose", None), ("test", None), ("test", "text_epochs")):
@@ -439,14 +439,14 @@ def _draw_criterion(axis: Axes, judged: list[Judged], quantities: tuple[str, ...
                 and one.row["role"] == role
                 and (one.row["family"] == "text_epochs") == (family is not None)
             ]
-            colour = RED if family else {"bias_sd": BLUE, "load_sd": ORANGE, "max_vio": GREEN}[quantity]
+            color = RED if family else {"bias_sd": BLUE, "load_sd": ORANGE, "max_vio": GREEN}[quantity]
             label = "text in shuffled passes" if family else f"{_WORDS[quantity]}, {role}"
             axis.plot(
                 [one.criterion for one in chosen],
                 [one.error.mean for one in chosen],
                 "o" if role == "choose" else "^",
-                color=colour,
-                markerfacecolor="none" if role == "choose" else colour,
+                color=color,
+                markerfacecolor="none" if role == "choose" else color,
                 alpha=0.75,
                 label=None if family and quantity == "load_sd" else label,
             )
@@ -469,14 +469,14 @@ def _draw_map(axis: Axes, judged: list[Judged]) -> AxesImage:
         at = loads.index(one.row["expected_load"]), steps.index(one.row["step_size"])
         error[at] = one.error.mean
         weight = "bold" if one.criterion <= 1 else "normal"
-        colour = "white" if abs(one.error.mean) > 0.18 else "black"
+        color = "white" if abs(one.error.mean) > 0.18 else "black"
         axis.text(
             at[1],
             at[0],
             f"{100 * one.error.mean:+.0f}",
             ha="center",
             va="center",
-            color=colour,
+            color=color,
             fontweight=weight,
             fontsize=7,
         )

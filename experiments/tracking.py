@@ -22,7 +22,7 @@ from alflb.bounds import TRACKING_RULES, TargetMotion, best_tracking_step, track
 from alflb.duality import center
 from alflb.io import Row
 from alflb.observers import make_observers
-from alflb.plotting import BLUE, CATEGORIES, GREY, MARKERS, RED, new_figure, plain_ticks, ramp, styled
+from alflb.plotting import BLUE, CATEGORIES, GRAY, MARKERS, RED, new_figure, plain_ticks, ramp, styled
 from alflb.population import GumbelTopOne, IndependentScores, SampledScores
 from alflb.problem import AssignmentProblem
 from alflb.streams import Stream
@@ -136,7 +136,7 @@ class TextFacts(NamedTuple):
     steady: TargetMotion
     """As if all of the change from one window to the next were steady motion."""
     walking: TargetMotion
-    """A random walk plus jitter from batch to batch, told apart by how the change grows with the distance."""
+    """A random walk plus jitter from batch to batch, distinguished by how the change grows with the distance."""
     optimum_E: NDArray[np.float64]
 
 
@@ -398,7 +398,7 @@ def figure(rows: list[Row]) -> Figure:
 
 def _draw_curves(axis: Axes, rows: list[Row]) -> None:
     periods = sorted({row["period"] for row in rows})
-    for position, (period, colour) in enumerate(zip(periods, ramp(len(periods)))):
+    for position, (period, color) in enumerate(zip(periods, ramp(len(periods)))):
         chosen = [row for row in rows if row["period"] == period]
         steps = sorted({row["step_size"] for row in chosen})
         measured, said = (
@@ -406,9 +406,9 @@ def _draw_curves(axis: Axes, rows: list[Row]) -> None:
             for name in ("measured_regret", "predicted_regret")
         )
         speed = chosen[0]["speed"]
-        axis.loglog(steps, measured, MARKERS[position], color=colour, label=f"v = {speed:.1e} a step")
+        axis.loglog(steps, measured, MARKERS[position], color=color, label=f"v = {speed:.1e} per step")
         known = [i for i, value in enumerate(said) if math.isfinite(value)]
-        axis.loglog([steps[i] for i in known], [said[i] for i in known], color=colour)
+        axis.loglog([steps[i] for i in known], [said[i] for i in known], color=color)
     axis.set(xlabel="step size u (score units)", ylabel="regret a step (score units per token)")
     axis.legend(title="dots measured, lines predicted", title_fontsize=7, fontsize=7)
 
@@ -434,13 +434,13 @@ def _draw_text(axis: Axes, rows: list[Row]) -> None:
     tokens = _tokens(rows)[len(_tokens(rows)) // 2]
     for position, rule in enumerate(RULES):
         (cell,) = _of_rule([row for row in rows if row["num_tokens"] == tokens], rule, "regret")
-        colour = (BLUE, RED)[position]
+        color = (BLUE, RED)[position]
         mean_U = np.mean([curve.cost_U for curve in cell], axis=0)
-        axis.loglog(cell[0].step_U, mean_U, f"{MARKERS[position]}-", color=colour, label=rule)
+        axis.loglog(cell[0].step_U, mean_U, f"{MARKERS[position]}-", color=color, label=rule)
         for name, style in _MOTION_STYLES.items():
-            axis.axvline(cell[0].first[f"best_regret_{name}"], color=colour, linestyle=style)
+            axis.axvline(cell[0].first[f"best_regret_{name}"], color=color, linestyle=style)
     for name, style in _MOTION_STYLES.items():
-        axis.plot([], [], color=GREY, linestyle=style, label=f"best if {_MOTION_WORDS[name]}")
+        axis.plot([], [], color=GRAY, linestyle=style, label=f"best if {_MOTION_WORDS[name]}")
     axis.set(xlabel="step size u (score units)", ylabel="regret a step (score units per token)")
     axis.set_title(f"Real text, T = {tokens}")
     plain_ticks(axis.yaxis)

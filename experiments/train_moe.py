@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator
 import alflb
 from alflb.cli._console import progress_bar, reports_errors
 from alflb.io import Row, write_text
-from alflb.plotting import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, RED, new_figure, save_figure, styled
+from alflb.plotting import BLUE, GRAY, GREEN, MARKERS, ORANGE, PURPLE, RED, new_figure, save_figure, styled
 from alflb.registry import unknown_name
 from alflb.studies.sweep import Advance, Cell, Outcome, run_cells
 from alflb.verdict import Finding
@@ -209,13 +209,13 @@ def _show(rows: list[Row], stem: Path) -> None:
     for finding in findings(rows):
         verdict = {True: "yes", False: "NO", None: "-"}[finding.holds]
         typer.echo(
-            f"{finding.statement}\n    expected {finding.expected}; borne out: {verdict}\n    {finding.measured}"
+            f"{finding.statement}\n    expected {finding.expected}; supported: {verdict}\n    {finding.measured}"
         )
     typer.echo(save_figure(figure(rows), stem)[0])
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Rows as JSON, one a line; columns that are the same in every row stand once, in front."""
+    """Rows as JSON, one per line; columns that are the same in every row stand once, in front."""
     same = {key for key in rows[0] if all(row.get(key) == rows[0][key] for row in rows)}
     own = [{key: value for key, value in row.items() if key not in same and value is not None} for row in rows]
     lines = ",\n".join(json.dumps(row) for row in own)
@@ -387,19 +387,19 @@ def figure(rows: list[Row]) -> Figure:
     return drawing
 
 
-_COLOURS = {"none": GREY, "aux": ORANGE, "sign": BLUE, "proportional": GREEN, "qb": RED}
+_COLORS = {"none": GRAY, "aux": ORANGE, "sign": BLUE, "proportional": GREEN, "qb": RED}
 _LINES = ("-", "--", ":", "-.")
 
 
 def _styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour for each kind of arm, lines and markers within it."""
+    """A color for each kind of arm, lines and markers within it."""
     styles: dict[str, dict[str, Any]] = {}
     for name in arms:
         arm = Arm.parse(name)
-        colour = PURPLE if arm.schedule != "constant" else _COLOURS.get(arm.kind, "black")
-        count = sum(style["color"] == colour for style in styles.values())
+        color = PURPLE if arm.schedule != "constant" else _COLORS.get(arm.kind, "black")
+        count = sum(style["color"] == color for style in styles.values())
         styles[name] = {
-            "color": colour,
+            "color": color,
             "linestyle": _LINES[count % len(_LINES)],
             "marker": MARKERS[count % len(MARKERS)],
             "label": name,

@@ -90,12 +90,12 @@ def _column(rows: list[Row], name: str, order: str, distance: int) -> list[float
 def figure(rows: list[Row]) -> Figure:
     """MaxVio of a fitted bias against the distance to the text it routes: mean and range over seeds."""
     drawing, (axis,) = new_figure(1, 1, height=3.2, width=5.0)
-    for order, colour in (("text", RED), ("shuffled", BLUE)):
+    for order, color in (("text", RED), ("shuffled", BLUE)):
         chosen = [row for row in rows if row["order"] == order]
         distances = sorted({row["distance"] for row in chosen})
         values = [[row["max_vio_later"] for row in chosen if row["distance"] == d] for d in distances]
-        axis.plot(distances, [np.mean(v) for v in values], "o-", color=colour, label=f"{order} order")
-        axis.fill_between(distances, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
+        axis.plot(distances, [np.mean(v) for v in values], "o-", color=color, label=f"{order} order")
+        axis.fill_between(distances, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15)
     unbiased = np.mean([row["max_vio_no_bias"] for row in rows])
     axis.axhline(float(unbiased), color="black", linewidth=0.8, linestyle=":", label="no bias, mean")
     axis.set(

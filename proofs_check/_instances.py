@@ -155,7 +155,7 @@ def _ladder(rng: np.random.Generator, num_tokens: int, num_experts: int) -> Scor
     return spacing * np.outer(rng.permutation(num_tokens), weight).astype(np.int64), spacing
 
 
-def _one_favourite(rng: np.random.Generator, num_tokens: int, num_experts: int) -> Scores:
+def _one_favorite(rng: np.random.Generator, num_tokens: int, num_experts: int) -> Scores:
     """Everybody prefers the same expert by nearly the whole range: late entry."""
     scores = rng.integers(0, 8, (num_tokens, num_experts))
     scores[:, rng.integers(num_experts)] += int(rng.integers(1, 100))
@@ -167,7 +167,7 @@ def _extreme(rng: np.random.Generator, num_tokens: int, num_experts: int) -> Sco
     return 32 * rng.integers(0, 2, (num_tokens, num_experts)), 32
 
 
-FAMILIES = (_few_levels, _generic, _identical_rows, _duplicated_experts, _ladder, _one_favourite, _extreme)
+FAMILIES = (_few_levels, _generic, _identical_rows, _duplicated_experts, _ladder, _one_favorite, _extreme)
 
 
 def smallest(predicate: Callable[[Instance], bool], *, max_size: int = 6, max_level: int = 2) -> Instance | None:

@@ -116,7 +116,7 @@ def monotone_figure() -> Figure:
     ):
         one = Instance.of(scores, 1)
         grid = np.linspace(-2, 12 if len(scores) > 1 else 4, 400)
-        axis.plot(grid, [dual_value(one.problem, [-x / 2, x / 2]) for x in grid], color=plotting.GREY)
+        axis.plot(grid, [dual_value(one.problem, [-x / 2, x / 2]) for x in grid], color=plotting.GRAY)
         for length, color, name in _steps(len(scores)):
             height = [dual_value(one.problem, [0, 0]), dual_value(one.problem, [-length / 2, length / 2])]
             axis.plot([0, length], height, "-o", color=color, label=f"{name}: D rises by {height[1] - height[0]:g}")
@@ -147,7 +147,7 @@ def band_figure() -> Figure:
     ):
         for sign in (-1, 1):
             axis.axhline(target + sign * float(band), ls=style, color=plotting.RED, label=name if sign > 0 else None)
-    axis.axhline(target, color=plotting.GREY, label="L")
+    axis.axhline(target, color=plotting.GRAY, label="L")
     axis.set(xlabel="step n", ylabel="load (tokens)", title="E = 5, m = 3: the deviation is the sharp band, forever")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -164,7 +164,7 @@ def entry_figure() -> Figure:
         range(len(load_NE)), np.abs(load_NE - one.problem.target_load).max(axis=1), where="post", color=plotting.BLUE
     )
     axis.axhline(float(bounds.sharp_band(1, 2)), ls="--", color=plotting.RED, label="sharp band, 1/2 token")
-    axis.axvline(allowed, ls=":", color=plotting.GREY, label=f"R = {allowed}")
+    axis.axvline(allowed, ls=":", color=plotting.GRAY, label=f"R = {allowed}")
     axis.set(
         xlabel="step n",
         ylabel="max |A - L| (tokens)",
@@ -182,8 +182,8 @@ def law_figure(compared: list[Comparison]) -> Figure:
         ratio = [seen[index] / said[index] for _, seen, said, _ in compared]
         color, marker = plotting.CATEGORIES[index], plotting.MARKERS[index]
         axis.scatter([pull for *_, pull in compared], ratio, color=color, marker=marker, s=26, label=name, alpha=0.85)
-    axis.axhline(1.0, color=plotting.GREY, lw=0.8)
-    axis.axvline(2.0, color=plotting.GREY, ls=":", label="pull = 2")
+    axis.axhline(1.0, color=plotting.GRAY, lw=0.8)
+    axis.axvline(2.0, color=plotting.GRAY, ls=":", label="pull = 2")
     axis.set_xscale("log")
     axis.set(
         xlabel="pull u sqrt(2/pi) h / sigma",

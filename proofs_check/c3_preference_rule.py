@@ -6,7 +6,7 @@ any K, any step, in exact arithmetic with one fixed tie order. Hence
 - sign rule: tokens move only from overloaded experts to balanced or underloaded ones, or from balanced to underloaded;
 - one eps for all experts (proportional rule): only towards strictly lower load.
 
-Our generalisation (any K, ties) of the preference argument in Han & Zhong, arXiv 2512.03915. In floating point two
+Our generalization (any K, ties) of the preference argument in Han & Zhong, arXiv 2512.03915. In floating point two
 equal steps can round differently, so the check is in integers.
 
 BROKEN breaks ties to the lowest expert before the step and to the highest after it: then tokens move between experts

@@ -1,7 +1,7 @@
 """C9, logarithmic regret (fresh batch of T independent tokens each step, g_n = A_n/T - K/E).
 
 f mu-strongly convex on {mean 0, |p| <= R}, which contains p*; E|g|^2 <= G^2 there; p_(n+1) = projection of p_n -
-g_n/(mu n). Then E sum_n f(p_n) - f(p*) <= G^2/(2 mu) (1 + ln N). (Standard online convex optimisation: Hazan, Agarwal
+g_n/(mu n). Then E sum_n f(p_n) - f(p*) <= G^2/(2 mu) (1 + ln N). (Standard online convex optimization: Hazan, Agarwal
 & Kale 2007; stated for ALF-LB by Han & Zhong, arXiv 2512.03915.) Bias p_n is charged at step n, where it produced the
 load.
 

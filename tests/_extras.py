@@ -16,7 +16,7 @@ def require(module: str) -> ModuleType:
     """Import a module of an optional package; without it skip the test, or fail if ALFLB_REQUIRE_EXTRAS=1.
 
     Only a missing module skips. One that is there and breaks while importing is an error in both cases; what it
-    warns of while importing is not ours to mend, and is ignored in both.
+    warns of while importing is not ours to fix, and is ignored in both.
     At module level this skips the whole test file: ``torch = require("torch")``.
     """
     if os.environ.get("ALFLB_REQUIRE_EXTRAS") == "1":

@@ -113,7 +113,7 @@ def test_cycles_need_a_static_problem():
 @pytest.mark.parametrize("step_size", [2.0**-6, 1e-2])
 @pytest.mark.parametrize("rule", ["sign", "recentred_sign"])
 def test_the_cycle_found_predicts_the_future(rule, step_size):
-    """What find_cycle promises: from `start` on, loads repeat for ever. Checked on a run ten times as long."""
+    """What find_cycle promises: from `start` on, loads repeat forever. Checked on a run ten times as long."""
     scores = next(make_stream("logistic", num_tokens=48, num_experts=6).batches(1))
 
     def run(steps):

@@ -11,12 +11,12 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from alflb.rules import Rule
-    from alflb.streams import Stream
+    from alflb.streams import RegisteredStream
     from alflb.traces import RouterTrace
 
 
 def _names(kind: str) -> list[str]:
-    """What can be chosen; looked up when somebody asks, since it takes a second."""
+    """What can be chosen; looked up only on demand, since it takes about 1 s."""
     import alflb
     from alflb.exact import method_names
     from alflb.streams.trace import ORDERS
@@ -119,14 +119,14 @@ def open_stream(
     num_tokens: int,
     num_experts: int | None,
     order: str | None,
-) -> tuple[Stream, int]:
+) -> tuple[RegisteredStream, int]:
     """The stream a command line describes, and its top-k; what a stream does not use is refused."""
-    from alflb.streams import make_stream
+    from alflb.streams import STREAMS, make_stream
 
-    if name == "trace":
+    if STREAMS.get(name).replays_a_trace:
         refuse_unused("on a trace, whose experts are given", **{"--num-experts": num_experts})
         trace = open_trace(path, array, top_k)
-        return make_stream("trace", trace=trace, num_tokens=num_tokens, order=order or "text"), trace.top_k
+        return make_stream(name, trace=trace, num_tokens=num_tokens, order=order or "text"), trace.top_k
     if path is not None:
         raise ValueError(f"stream {name!r} is synthetic; leave out the trace file, or use --stream trace")
     refuse_unused(f"on the synthetic stream {name!r}", **{"--array": array, "--order": order})
@@ -134,9 +134,9 @@ def open_stream(
     return stream, 8 if top_k is None else top_k
 
 
-def pick_seed(seed: int | None, stream: str, order: str | None) -> int:
+def pick_seed(seed: int | None, stream: RegisteredStream) -> int:
     """The seed to run with; one that changes nothing is refused."""
-    if stream == "trace" and order in (None, "text"):
+    if not stream.is_random:
         refuse_unused("on a trace in the order of its text", **{"--seed": seed})
     return 0 if seed is None else seed
 

@@ -145,7 +145,7 @@ def regret(
             balancer,
             top_k=picks,
             num_steps=num_steps,
-            seed=pick_seed(seed, stream, order),
+            seed=pick_seed(seed, source),
             on_step=lambda t: progress.advance(1),
         )
     with spinner("solving all batches as one problem"):

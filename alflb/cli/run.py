@@ -75,15 +75,14 @@ def simulate(
     if out_file:
         require_writable_file(out_file)
     source, picks = open_stream(stream, trace, array, top_k, batch_tokens, num_experts, order)
-    start = pick_seed(seed, stream, order)
-    if static:
-        source = alflb.Static(next(source.batches(start)))
+    start = pick_seed(seed, source)
+    batches = alflb.Static(next(source.batches(start))) if static else source
     balancer = open_rule(rule, step_size, schedule, warm_up, num_steps)
     announce_compilation()
     with progress_bar() as progress:
         progress.begin("simulating", num_steps)
         run = alflb.simulate(
-            source,
+            batches,
             balancer,
             top_k=picks,
             num_steps=num_steps,
@@ -94,7 +93,7 @@ def simulate(
         )
     if out_file:
         run.save(out_file)
-    facts = _run_facts(run, balancer, source, picks)
+    facts = _run_facts(run, balancer, batches, picks)
     print_facts(facts, as_json, "Run", UNITS, of_run(facts))
 
 
@@ -174,7 +173,7 @@ def _solved(
     path: Path | None, array: str | None, top_k: int | None, method: str
 ) -> tuple[AssignmentProblem, AssignmentSolution]:
     from alflb.exact import recertify, solve_exact
-    from alflb.memory import require_memory
+    from alflb.free_memory import require_memory
     from alflb.problem import AssignmentProblem
 
     opened = open_trace(path, array, top_k)
@@ -210,8 +209,8 @@ def advise(
 ) -> None:
     """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace).
 
-    Of a folder of traces, one per layer: the advice for each, and the layer that needs the smallest steps. With --log:
-    from the biases and loads of a run, whether its step size was right.
+    A folder of traces, one per layer, gets the advice for each, and the layer that needs the smallest steps.
+    With --log, the biases and loads of a run tell whether its step size was right.
     """
     if log is not None:
         given = {"TRACE": trace, "--batch-tokens": batch_tokens, "--array": array, "--top-k": top_k}

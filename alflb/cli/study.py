@@ -85,10 +85,12 @@ def study(
 
 def _parse_arms(text: str) -> list[tuple[str, str]]:
     """RULE:SCHEDULE, commas between; constant steps where no schedule is named."""
+    from alflb.studies.study import default_schedule
+
     arms = []
     for item in text.split(","):
         rule, _, schedule = item.strip().partition(":")
-        arms.append((rule, schedule or "constant"))
+        arms.append((rule, schedule or default_schedule(rule)))
     return arms
 
 

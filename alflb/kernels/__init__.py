@@ -12,7 +12,7 @@ The contract:
 Group-limited routing (`Kernels.allocate_in_groups`) is the same operation on scores in which the pairs outside each
 token's best groups are forbidden, -inf:
 
-* the experts form `n_group` groups of equal size, neighbours together;
+* the experts form `n_group` groups of equal size, neighbors together;
 * a group's score is the sum of its two largest biased scores, added in the scores' own dtype;
 * each token keeps the `topk_group` groups with the largest scores, ties to the lowest group index.
 
@@ -70,16 +70,23 @@ class Kernels(Protocol):
         """``loads(draw.scores(), bias_E, top_k)``, bit for bit, with no need to store the scores."""
 
 
-_MODULES = {
-    "reference": "alflb.kernels.reference",
-    "numba": "alflb.kernels.numba_",
-    "torch": "alflb.kernels.torch_",
+class _Backend(NamedTuple):
+    module: str
+    """Where its kernels are: the module itself or, on several devices, what its `kernels_on` returns."""
+    has_devices: bool = False
+    """Whether a device may follow the name, after a colon."""
+
+
+_BACKENDS = {
+    "reference": _Backend("alflb.kernels.reference"),
+    "numba": _Backend("alflb.kernels.numba_"),
+    "torch": _Backend("alflb.kernels.torch_", has_devices=True),
 }
 
 
 def backend_names() -> list[str]:
     """Names accepted as `backend`."""
-    return sorted(_MODULES)
+    return sorted(_BACKENDS)
 
 
 def get_kernels(backend: str) -> Kernels:
@@ -106,8 +113,9 @@ def get_kernels(backend: str) -> Kernels:
     ([[0, 2], [0, 1]], [2, 1, 1])
     """
     name, colon, device = str(backend).partition(":")
-    if name not in _MODULES or (colon and name != "torch"):
-        raise unknown_name("backend", backend, _MODULES)
-    module: Any = importlib.import_module(_MODULES[name])
-    kernels: Kernels = module.kernels_on(device) if name == "torch" else module
+    chosen = _BACKENDS.get(name)
+    if chosen is None or (colon and not chosen.has_devices):
+        raise unknown_name("backend", backend, _BACKENDS)
+    module: Any = importlib.import_module(chosen.module)
+    kernels: Kernels = module.kernels_on(device) if chosen.has_devices else module
     return kernels

@@ -40,7 +40,7 @@ def jit_borrowing(function: Callable[..., Any]) -> Any:
 
 
 def jit_inline(function: Callable[..., Any]) -> Any:
-    """The same for a function with one caller, which LLVM would otherwise optimise twice: alone and in the caller."""
+    """The same for a function with one caller, which LLVM would otherwise optimize twice: alone and in the caller."""
     return _compile(function, _nrt=False, inline="always")
 
 

@@ -2,7 +2,7 @@
 
 Everything is float32 and made of exactly rounded operations only, so that the same bits come out wherever it runs. A
 formula here takes numpy scalars, arrays or torch tensors; what needs a choice or a look at the bits of a number is
-written once per backend, around these formulas. Two neighbouring experts share one 64-bit output of splitmix64
+written once per backend, around these formulas. Two neighboring experts share one 64-bit output of splitmix64
 (Steele, Lea and Flood, OOPSLA 2014), 32 random bits each: the lowest says on which side of the median the score lies,
 the other 31 give the probability v in (0, 1/2] beyond it.
 """

@@ -55,7 +55,7 @@ def route(
     Ties go to the lowest index, of groups and of experts. ``torch.topk`` promises no order among ties, so on tied
     scores a model may choose other experts of the same score.
 
-    **Groups are outside the theory of this package.** A token's choice then no longer maximises
+    **Groups are outside the theory of this package.** A token's choice then no longer maximizes
     :math:`\sum_k (\gamma_{ik} + p_k) x_{ik}` over its K-subsets, nor over the K-subsets within `topk_group` groups
     (two good experts open a group, the other picks may be poor). So the bias is no longer the dual variable of the
     plain assignment problem: `dual_sum` - <target, p> does not bound its optimum, and of the claims C0..C10 none

@@ -25,11 +25,11 @@ class Bip(Rule):
 
     Notes
     -----
-    The clamps at zero belong to the problem with inequalities (at most K experts a token, at most L tokens an
+    The clamps at zero belong to the problem with inequalities (at most K experts per token, at most L tokens per
     expert), of which each round is block descent: its dual K sum p + L sum q + sum max(0, s_ij - p_i - q_j) never
     rises. Where they bind, as for scores that may be negative (logits), it can stop short of balance.
 
-    Prices carried from batch to batch as they are rise all together (by 0.01 a batch on gates, measured), until
+    Prices carried from batch to batch as they are rise all together (by 0.01 per batch on gates, measured), until
     after some 80 batches p >= 0 binds and balance is lost (`tests/rules/test_quantiles.py`). So they are carried
     shifted, the least of them at zero, which routes alike; that is ours. At exact balance no token moves if no token
     ties at its top-K boundary and, with the largest bias at zero, every token's (K+1)-th biased score is >= 0.

@@ -16,7 +16,7 @@ from alflb.rules.base import RULES, STEP_SIZES, Observation, ScheduledRule, Stat
 class DualAveraging(ScheduledRule):
     """b_(t+1) = b_1 + (u / sqrt(t)) sum of e_1, ..., e_t, with e = (target - load) / mean target.
 
-    Follow the regularized leader on the linearised dual with the regulariser sqrt(t) |p - b_1|^2 / (2 u): what the
+    Follow the regularized leader on the linearized dual with the regularizer sqrt(t) |p - b_1|^2 / (2 u): what the
     gradient step with u / sqrt(t) is to mirror descent, with the same weight on all gradients, old and new. Without
     the factor 1/sqrt(t) it is the proportional rule, sum by sum.
 

@@ -29,7 +29,7 @@ class Sinkhorn(Rule):
     tolerance : float
         Stop when no column sum is off by more than this share of the mean target; 1e-4 (ours).
     rounds : int
-        At most so many row-and-column scalings a batch, on top of those of the batch before; 20 (ours).
+        At most so many row-and-column scalings per batch, on top of those of the batch before; 20 (ours).
 
     Notes
     -----

@@ -32,7 +32,7 @@ def stream_names() -> list[str]:
     return STREAMS.names()
 
 
-def make_stream(name: str, **parameters: Any) -> Stream:
+def make_stream(name: str, **parameters: Any) -> RegisteredStream:
     """A stream by name with its own parameters; a parameter it does not have is refused by name.
 
     Examples
@@ -45,7 +45,7 @@ def make_stream(name: str, **parameters: Any) -> Stream:
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"stream {name!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
-    stream: Stream = cls(**parameters)
+    stream: RegisteredStream = cls(**parameters)
     return stream
 
 

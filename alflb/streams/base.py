@@ -37,6 +37,12 @@ class RegisteredStream(Stream, Protocol):
 
     scores_are_gates: ClassVar[bool]
     """Whether scores are gates in [0, 1] already; logits otherwise."""
+    replays_a_trace: ClassVar[bool]
+    """Whether it is made from a router trace, so that the number of experts is not a parameter of it."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the seed of `batches` matters."""
 
 
 STREAMS: Registry[RegisteredStream] = Registry("stream")
@@ -63,6 +69,8 @@ class SyntheticStream(ABC):
     """
 
     scores_are_gates: ClassVar[bool] = False
+    replays_a_trace: ClassVar[bool] = False
+    is_random: ClassVar[bool] = True
 
     num_tokens: int = 2048
     num_experts: int = 64

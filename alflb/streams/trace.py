@@ -52,6 +52,7 @@ class TraceReplay:
     """
 
     scores_are_gates: ClassVar[bool] = True
+    replays_a_trace: ClassVar[bool] = True
 
     trace: RouterTrace | None = None
     num_tokens: int = None  # type: ignore[assignment]  # filled in below
@@ -74,6 +75,11 @@ class TraceReplay:
     def num_experts(self) -> int:
         """E."""
         return int(self.scores_TE.shape[1])
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the order depends on the seed."""
+        return self.order != "text"
 
     def batches(self, seed: int) -> Iterator[FloatArray]:
         """Batches for t = 1, 2, ... without end; in text order the seed does not matter."""

@@ -16,7 +16,7 @@ from alflb.io import Row
 from alflb.plotting import (
     BLUE,
     CATEGORIES,
-    GREY,
+    GRAY,
     MARKERS,
     ORANGE,
     RED,
@@ -27,6 +27,7 @@ from alflb.plotting import (
     styled,
 )
 from alflb.schedules import Schedule
+from alflb.studies.study import NO_SCHEDULE
 from alflb.trajectory import Trajectory
 
 
@@ -46,7 +47,7 @@ def plot_scores(scores_TE: ArrayLike, loads: Mapping[str, ArrayLike], target_loa
     values = np.asarray(scores_TE).ravel()
     left.hist(values[np.isfinite(values)], bins=80, color=BLUE, alpha=0.85)
     left.set(xlabel="score (score units)", ylabel="token-expert pairs", title="Scores")
-    for (label, load_E), color in zip(loads.items(), (GREY, ORANGE, BLUE)):
+    for (label, load_E), color in zip(loads.items(), (GRAY, ORANGE, BLUE)):
         busiest_first = np.sort(np.asarray(load_E))[::-1]
         right.step(np.arange(1, busiest_first.size + 1), busiest_first, where="mid", color=color, label=label)
     right.axhline(target_load, color="black", linewidth=0.8, linestyle=":", label=f"balance, L = {target_load:g}")
@@ -266,7 +267,7 @@ def plot_stationarity(splits: Mapping[str, tuple[float, float, float]], runs: Ma
     """
     figure, (left, right) = new_figure(1, 2, height=2.9, ratios=(1, 1.5))
     positions = np.arange(len(splits))
-    for offset, (label, color) in enumerate((("no bias", GREY), ("fitted half", BLUE), ("other half", RED))):
+    for offset, (label, color) in enumerate((("no bias", GRAY), ("fitted half", BLUE), ("other half", RED))):
         heights = [values[offset] for values in splits.values()]
         bars = left.bar(positions + 0.27 * (offset - 1), heights, width=0.25, color=color, label=label)
         left.bar_label(bars, fmt=_two_digits, fontsize=7)
@@ -322,7 +323,7 @@ def arm_name(row: Row) -> str:
     """A rule and its schedule in a few words."""
     words = {"constant": "constant u", "inverse_sqrt": "u/√n", "inverse": "u/n", "linear": "linear decay"}
     rule = str(row["rule"]).replace("_", " ")
-    if row["schedule"] == "none":
+    if row["schedule"] == NO_SCHEDULE:
         return rule
     return f"{rule}, {words.get(row['schedule'], row['schedule'])}"
 

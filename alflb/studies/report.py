@@ -24,7 +24,7 @@ from alflb.plotting import RED, save_figure
 from alflb.problem import AssignmentProblem
 from alflb.studies import figures
 from alflb.studies.claims import run_checks
-from alflb.studies.study import PORTRAIT_STEP_SIZE, SMOKE, Study, StudyResult
+from alflb.studies.study import BASELINE_RULE, PORTRAIT_STEP_SIZE, PUBLISHED_ARM, SMOKE, Study, StudyResult
 from alflb.studies.sweep import Progress, Silent
 from alflb.trajectory import Trajectory
 from alflb.verdict import Verdict
@@ -164,7 +164,7 @@ def _figure_step_sizes_static(result: StudyResult) -> Figure:
 
 
 def _figure_step_sizes_streams(result: StudyResult) -> Figure:
-    baselines = result.select(kind="stream", rule="none")
+    baselines = result.select(kind="stream", rule=BASELINE_RULE)
     return figures.plot_step_sizes(
         {source_title(result.study, row["source"]): _stream_arms(result, row["source"]) for row in baselines},
         column="max_vio_tail",
@@ -268,7 +268,7 @@ def _facts(result: StudyResult) -> Row:
     """Numbers the running text quotes."""
     runs = result.select(kind="static", source="trace")
     rising = [row for row in runs if row["dual_rises"]]
-    constant = [row for row in runs if (row["rule"], row["schedule"]) == ("sign", "constant")]
+    published = [row for row in runs if _is_published(row)]
     gaps = np.concatenate([row["gap_n"] for row in result.select(kind="static")])
     bounds = np.concatenate([row["gap_bound_n"] for row in result.select(kind="static")])
     meaningful = bounds > 0
@@ -284,8 +284,8 @@ def _facts(result: StudyResult) -> Row:
         "rise_share": max((row["dual_rises"] / row["num_steps"] for row in runs), default=0.0),
         "rise_arm": figures.arm_name(max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])),
         "rise_step_size": figures.step_words(max(runs, key=lambda row: row["dual_rises"] / row["num_steps"])),
-        "constant_runs": len(constant),
-        "cycles": sum(row["cycle_period"] is not None for row in constant),
+        "published_runs": len(published),
+        "cycles": sum(row["cycle_period"] is not None for row in published),
         "bound_tightness": float(np.max(gaps[meaningful] / bounds[meaningful], initial=0.0)),
         "bound_median": float(np.median(gaps[meaningful] / bounds[meaningful])) if meaningful.any() else 0.0,
         "bias_distance": _bias_distance(result),
@@ -310,13 +310,11 @@ def _travel(result: StudyResult) -> Row:
     """How far the farthest bias has to go, how many steps of the portrait that is, and when the run was there."""
     portrait = _portrait(result)
     distance = float(np.abs(result.optimum("trace")["lp_bias_E"]).max())
-    is_constant_sign = (portrait["rule"], portrait["schedule"]) == ("sign", "constant")
     return {
         "distance": distance,
-        "steps": distance / portrait["step_size"] if is_constant_sign else None,
+        "steps": distance / portrait["step_size"] if _is_published(portrait) else None,
         "settled": portrait["settling_time_10"],
         "step_size": figures.step_words(portrait),
-        "is_constant_sign": is_constant_sign,
     }
 
 
@@ -351,7 +349,7 @@ def _best_rows(result: StudyResult) -> list[Row]:
 def _stream_rows(result: StudyResult) -> list[Row]:
     """For each stream and arm, the step size with the least tail MaxVio, and the affinity kept of top-K's."""
     table = []
-    for baseline in result.select(kind="stream", rule="none"):
+    for baseline in result.select(kind="stream", rule=BASELINE_RULE):
         rows = _stream_arms(result, baseline["source"])
         for arm in dict.fromkeys(map(figures.arm_name, rows)):
             best = min((row for row in rows if figures.arm_name(row) == arm), key=lambda row: row["max_vio_tail"])
@@ -395,9 +393,13 @@ def _portrait(result: StudyResult) -> Row:
     return _nearest_portrait(result.select(kind="static", source="trace"))
 
 
+def _is_published(row: Row) -> bool:
+    return (row["rule"], row["schedule"]) == PUBLISHED_ARM
+
+
 def _nearest_portrait(rows: Sequence[Row]) -> Row:
-    """The constant-step sign run nearest to the step size in common use, or the first arm's if there is none."""
-    preferred = [row for row in rows if (row["rule"], row["schedule"]) == ("sign", "constant")]
+    """The run of the published arm nearest to the step size in common use, or the first arm's if there is none."""
+    preferred = [row for row in rows if _is_published(row)]
     preferred = preferred or [row for row in rows if row["step_size"] is not None] or list(rows)
     if preferred[0]["step_size"] is None:
         return preferred[0]
@@ -405,7 +407,7 @@ def _nearest_portrait(rows: Sequence[Row]) -> Row:
 
 
 def _stream_arms(result: StudyResult, source: str) -> list[Row]:
-    return [row for row in result.select(kind="stream", source=source) if row["rule"] != "none"]
+    return [row for row in result.select(kind="stream", source=source) if row["rule"] != BASELINE_RULE]
 
 
 def _embedded(png: Path) -> str:

@@ -41,14 +41,24 @@ DEFAULT_STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Score units per step, for scores that spread like those of the shipped trace; see `scaled_step_sizes`."""
 _SHIPPED_SPREAD = 0.168
 """Standard deviation of a token's scores over the experts, mean over the tokens of the shipped trace, score units."""
+PUBLISHED_ARM = ("sign", "constant")
+"""ALF-LB as published (arXiv 2408.15664): the arm a report draws in full and explains."""
+BASELINE_RULE = "none"
+"""What runs on every stream, for the affinity that all arms are compared with."""
+NO_SCHEDULE = "none"
+"""The schedule of an arm whose rule has no step size."""
 DEFAULT_ARMS = (
-    ("sign", "constant"),
+    PUBLISHED_ARM,
     ("sign", "inverse_sqrt"),
     ("sign", "linear"),
     ("proportional", "constant"),
 )
 PORTRAIT_STEP_SIZE = 1e-3
 """The step size whose run is drawn in full (heat map, bias paths): the one in common use."""
+
+_STATIC_SOURCES: dict[str, dict[str, Any]] = {"trace": {}, "linear_router": {"num_topics": 16}, "uniform": {}}
+"""Fixed batches, with what they set beside the size: the trace, and the first batch of two streams."""
+_STREAM_SOURCES = ("trace_text", "trace_shuffled", "logistic", "drift")
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Study:
     arms : sequence of (rule, schedule)
         Names of rules and schedules to compare.
         A schedule may also be a callable of t = 1, 2, ...: then the arm has no grid and runs once per source, as does
-        an arm whose rule has no step size (write its schedule as "none").
+        an arm whose rule has no step size (write its schedule as `NO_SCHEDULE`).
     step_sizes : sequence of float, optional
         Grid of every arm, score units per step. Default: `scaled_step_sizes` of the trace on the trace, and
         `DEFAULT_STEP_SIZES` on synthetic sources.
@@ -166,10 +176,15 @@ def _half_decade(index: int) -> float:
     return float(f"{3 if index % 2 else 1}e{index // 2}")
 
 
+def default_schedule(rule: str) -> str:
+    """The schedule of an arm that names none: constant steps, for a rule that takes steps."""
+    return "constant" if RULES.get(rule).takes_schedule else NO_SCHEDULE
+
+
 def arm_words(rule: str, schedule: str | Schedule) -> tuple[str, str]:
-    """How an arm is called in rows and figures: its rule and its schedule, "none" for a rule without a step size."""
+    """How an arm is called in rows and figures: its rule and its schedule."""
     if not RULES.get(rule).takes_schedule:
-        return rule, "none"
+        return rule, NO_SCHEDULE
     return rule, getattr(schedule, "__name__", repr(schedule)) if callable(schedule) else schedule
 
 
@@ -215,13 +230,13 @@ def study_cells(study: Study) -> Iterator[dict[str, Any]]:
         "trace_digest": _digest(study.trace),
         "size": repr(study.size),
     }
-    for source in _static_sources():
+    for source in _STATIC_SOURCES:
         yield {"kind": "optimum", "source": source, **common}
-    runs = [("static", source, study.static_steps) for source in _static_sources()]
-    runs += [("stream", source, study.stream_steps) for source in _stream_sources()]
+    runs = [("static", source, study.static_steps) for source in _STATIC_SOURCES]
+    runs += [("stream", source, study.stream_steps) for source in _STREAM_SOURCES]
     for kind, source, num_steps in runs:
-        if kind == "stream":  # the baseline every affinity is compared with
-            yield _run_cell(kind, source, "none", "none", None, num_steps, common)
+        if kind == "stream":
+            yield _run_cell(kind, source, BASELINE_RULE, NO_SCHEDULE, None, num_steps, common)
         for arm in study.arms:
             own = {**common, **_custom(arm, num_steps)}
             for step_size in study.grid(source) if _has_grid(*arm) else (None,):
@@ -259,14 +274,6 @@ def _custom(arm: tuple[str, str | Schedule], num_steps: int) -> dict[str, Any]:
     return {"schedule_digest": hashlib.sha256(repr(values).encode()).hexdigest()[:16]}
 
 
-def _static_sources() -> tuple[str, ...]:
-    return ("trace", "linear_router", "uniform")
-
-
-def _stream_sources() -> tuple[str, ...]:
-    return ("trace_text", "trace_shuffled", "logistic", "drift")
-
-
 class _Bench:
     """Runs the cells of one study; remembers the problems and optima that cells share."""
 
@@ -299,8 +306,8 @@ class _Bench:
         if source == "trace":
             return AssignmentProblem(self.study.trace_scores(), self.study.trace.top_k)
         size = self.study.size
-        parameters = {"num_topics": 16} if source == "linear_router" else {}
-        stream = make_stream(source, num_tokens=size.static_tokens, num_experts=size.num_experts, **parameters)
+        shape = {"num_tokens": size.static_tokens, "num_experts": size.num_experts}
+        stream = make_stream(source, **shape, **_STATIC_SOURCES[source])
         scores_TE = next(stream.batches(self.study.seed)).astype(np.float64)
         return AssignmentProblem(scores_TE, size.top_k)
 
@@ -461,7 +468,7 @@ class _Bench:
 def _make_rule(name: str, schedule: str | Schedule, step_size: float | None, num_steps: int) -> Rule:
     """The rule of an arm; one without a step size runs as it is, and refuses a schedule."""
     if not RULES.get(name).takes_schedule:
-        return make_rule(name, None if schedule in ("none", "constant") else as_schedule(schedule))
+        return make_rule(name, None if schedule == NO_SCHEDULE else as_schedule(schedule))
     if callable(schedule):
         return make_rule(name, schedule)
     assert step_size is not None  # every arm with a named schedule has a grid

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.memory import require_memory
+from alflb.free_memory import require_memory
 from alflb.traces import foreign
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.memory import require_memory
+from alflb.free_memory import require_memory
 
 _TEXT_OVERHEAD = 12
 """Memory that parsing takes for each byte of a text file, about: a number of three characters becomes an object."""

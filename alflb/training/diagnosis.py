@@ -153,7 +153,7 @@ def unmoved_share(bias: ArrayLike, counts: ArrayLike) -> float:
 
 
 def update_delay(bias: ArrayLike, loads: ArrayLike, *, max_delay: int = 64) -> int | None:
-    """By how many steps the bias lags the loads it follows: 0 for a healthy rule.
+    """How many steps the bias lags behind the loads it follows: 0 for a healthy rule.
 
     The delay d at which the steps bias[n + 1] - bias[n] correlate best with -load[n - d], over the last half of the
     steps and all experts, each expert's mean over time taken off; None if no correlation reaches 0.2. Pass the loads as

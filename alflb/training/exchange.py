@@ -63,7 +63,7 @@ class Exchange:
         return merge_layers(everyone)
 
     def _default_device(self) -> torch.device:
-        """For a rank without layers: where the group's tensors live."""
+        """Where the tensors of the group live, for a rank without layers."""
         on_gpu = "nccl" in str(torch.distributed.get_backend(self._group))
         return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 

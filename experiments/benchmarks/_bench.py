@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from alflb.io import provenance, write_text
-from alflb.plotting import CATEGORIES, GREY, MARKERS, new_figure, save_figure, styled
+from alflb.plotting import CATEGORIES, GRAY, MARKERS, new_figure, save_figure, styled
 
 Contender = Callable[[], object]
 
@@ -90,7 +90,7 @@ def scaling_figure(
         position = 0
         for name, (sizes, seconds) in curves.items():
             if name == floor:
-                axis.loglog(sizes, seconds, ":", color=GREY, label=name)
+                axis.loglog(sizes, seconds, ":", color=GRAY, label=name)
                 continue
             axis.loglog(sizes, seconds, marker=MARKERS[position], color=CATEGORIES[position], label=name)
             position += 1

@@ -295,7 +295,7 @@ def fixed_scores_section() -> str:
             per_step = {name: [seconds / len(bias_NE) for seconds in times] for name, times in timings.items()}
             row = [milliseconds(times) for times in per_step.values()]
             rows.append([f"{size}", f"{step_size:g}", *row, ratio(per_step["full"], per_step["lazy"])])
-    header = ["T, E, K", "step size", "lazy, ms a step", "all tokens, ms a step", "speed-up"]
+    header = ["T, E, K", "step size", "lazy, ms per step", "all tokens, ms per step", "speed-up"]
     return "## Fixed scores, float32\n\n" + table(header, rows)
 
 

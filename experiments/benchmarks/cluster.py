@@ -75,7 +75,7 @@ def main(
         ("relative gap", f"{solution.relative_gap:.2e} (asked for {solution.tolerance:g})"),
         ("bounds per token", " .. ".join(f"{x / solution.num_tokens:.9f}" for x in bounds)),
         ("seconds on the clock", f"{seconds:.0f}"),
-        ("million tokens a second and pass", f"{solution.num_tokens * solution.passes / seconds / 1e6:.2f}"),
+        ("million tokens per second and pass", f"{solution.num_tokens * solution.passes / seconds / 1e6:.2f}"),
         ("scores of one batch, MB", f"{BATCH * NUM_EXPERTS * 4 / 2**20:.0f}"),
         ("most memory of a worker, MB, after one batch", ", ".join(f"{mb:.0f}" for mb in sorted(before.values()))),
         ("most memory of a worker, MB, at the end", ", ".join(f"{mb:.0f}" for mb in sorted(after.values()))),

@@ -1,4 +1,4 @@
-"""How long the exact optimum takes: our solver against min-cost flow and a modelling layer, on the same instances.
+"""How long the exact optimum takes: our solver against min-cost flow and a modeling layer, on the same instances.
 
 Run as ``python -m experiments.benchmarks.exact`` (some minutes; ``--large`` adds sizes no peer can do). All
 solvers run on one thread, interleaved instance by instance, and every time is from scores to answer. Times of

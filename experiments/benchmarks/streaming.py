@@ -80,7 +80,7 @@ def read_batches(path: Path) -> Iterator[FloatArray]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one solve."""
+    """What one solve took."""
 
     cpu: float
     wall: float

@@ -333,7 +333,7 @@ class TestInterruptions:
     """Real processes, really interrupted."""
 
     def test_ctrl_c_leaves_whole_files_and_the_study_goes_on(self, tmp_path):
-        arguments = command("study", "--smoke", "--out", tmp_path / "r", "--steps", "400")
+        arguments = command("study", "--smoke", "--out", tmp_path / "r", "--steps", "150")
         cells = tmp_path / "r" / "cells"
         with subprocess.Popen(
             arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=restore_interrupts

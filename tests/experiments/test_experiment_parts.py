@@ -1,4 +1,4 @@
-"""What the experiments compute with: the vectorised oracle, growth fits, settling times, shared problems."""
+"""What the experiments compute with: the vectorized oracle, growth fits, settling times, shared problems."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def growing(exponent, seeds=20):
 
 
 @pytest.mark.parametrize(("exponent", "name"), [(0.0, "log N"), (0.5, "sqrt N"), (1.0, "N "), (0.75, "N^0.75")])
-def test_growth_is_recognised(exponent, name):
+def test_growth_is_recognized(exponent, name):
     rows = growing(exponent)
     low, middle, high = regret._exponent_interval(rows)
     assert low - 1e-3 <= exponent <= high + 1e-3

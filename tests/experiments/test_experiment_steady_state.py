@@ -116,10 +116,11 @@ def test_sampled_population_agrees_with_quadrature():
     ("call", "word"),
     [
         (lambda: SampledScores([[0.0, -np.inf], [1.0, 2.0]], 1), "finite"),
-        (lambda: SampledScores([[0.0, 1.0]], 2), "top_k"),
-        (lambda: SampledScores([[0.0, 1.0]], 1, window=0.0), "window"),
+        (lambda: SampledScores([[0.0, 1.0]] * 2, 2), "top_k"),
+        (lambda: SampledScores([[0.0, 1.0]] * 2, 1, window=0.0), "window"),
         (lambda: SampledScores(np.zeros((5, 3)), 1).hessian(np.zeros(3)), "tie"),
         (lambda: SampledScores([[0.0, np.nan]], 1), "scores"),
+        (lambda: SampledScores([[0.0, 1.0]], 1), "fewer tokens than experts"),
     ],
 )
 def test_sampled_population_refuses(call, word):

@@ -44,7 +44,7 @@ def test_arms():
         ("sing:1", "unknown rule 'sing': did you mean 'sign'"),
     ],
 )
-def test_misspelt_arms(name, message):
+def test_misspelled_arms(name, message):
     with pytest.raises(ValueError, match=message):
         Arm.parse(name).checked(10)
 

@@ -126,7 +126,7 @@ def test_encoding_inverts_and_streams_are_the_documents():
         assert ends[-1] == len(ids) - 1
         pieces = [piece.tolist()[:-1] for piece in np.split(ids, ends + 1)[:-1]]
         assert [corpus.tokenizer.decode(piece) for piece in pieces] == [document.text for document in documents]
-    assert len(corpus.training_ids) < sum(len(d.text) for d in split.training)  # merges were learnt
+    assert len(corpus.training_ids) < sum(len(d.text) for d in split.training)  # merges were learned
     assert corpus.tokenizer.encode("日本").ids  # any text can be encoded
 
 

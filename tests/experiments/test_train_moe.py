@@ -100,10 +100,10 @@ def test_loads_of_hooks_and_balancer_agree_and_the_bias_is_the_rules(corpus):
     run = trainer(corpus, "proportional:0.05:inverse_sqrt", layers=3)
     rule = run.arm.rule(SMALLEST.num_steps)
     expected = {layer: np.zeros(16) for layer in run.routers.gates}
-    balance, heard = run.balance.step, []
-    run.balance.step = lambda routing: (heard.append({k: r.load_E() for k, r in routing.items()}), balance(routing))
+    balance, routed = run.balance.step, []
+    run.balance.step = lambda routing: (routed.append({k: r.load_E() for k, r in routing.items()}), balance(routing))
     run.train(4)
-    for t, loads in enumerate(heard, start=1):
+    for t, loads in enumerate(routed, start=1):
         for layer, load_E in loads.items():
             assert load_E.sum() == 128 * 2
             expected[layer], _ = rule.step(
@@ -116,12 +116,12 @@ def test_loads_of_hooks_and_balancer_agree_and_the_bias_is_the_rules(corpus):
 
 def test_quantile_balancing_sets_the_next_bias_by_this_batch(corpus):
     run = trainer(corpus, "qb")
-    heard = {}
+    routed = {}
     balance = run.balance.step
-    run.balance.step = lambda routing: (heard.update(routing), balance(routing))
+    run.balance.step = lambda routing: (routed.update(routing), balance(routing))
     run.train(1)
     rule = Arm.parse("qb").rule(1)
-    seen = Observation(1, target_load_E(128, 16, 2), scores_TE=heard[1].scores_TE, top_k=2)
+    seen = Observation(1, target_load_E(128, 16, 2), scores_TE=routed[1].scores_TE, top_k=2)
     expected_E, _ = rule.step(np.zeros(16), seen, ())
     assert np.array_equal(biases(run)[1], expected_E.astype(np.float32))
 

@@ -17,7 +17,7 @@ LAWS = {"uniform": stats.uniform, "logistic": stats.logistic, "gumbel": stats.gu
 DRAWN = [name for name in stream_names() if isinstance(make_stream(name), DrawnStream)]
 
 
-class Materialised:
+class Materialized:
     """A stream's batches as arrays only, so that `simulate` cannot draw them itself."""
 
     def __init__(self, stream):
@@ -64,7 +64,7 @@ def test_tails_are_as_heavy_as_they_should_be(distribution):
 
 @pytest.mark.jit
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_neighbours_in_token_expert_and_key_are_uncorrelated(distribution):
+def test_neighbors_in_token_expert_and_key_are_uncorrelated(distribution):
     here, there = (noise(distribution, 20_000, 20, key) for key in (5, 6))
     bound = 5 / np.sqrt(here.size)
     for left, right in ((here[1:], here[:-1]), (here[:, 1:], here[:, :-1]), (here, there)):
@@ -136,7 +136,7 @@ def test_trajectory_is_the_same_as_from_arrays(name, backend):
     stream = make_stream(name, num_tokens=3000, num_experts=20)
     unseen, seen = (
         simulate(source, make_rule("sign", 0.01), top_k=3, num_steps=15, seed=4, backend=backend)
-        for source in (stream, Materialised(stream))
+        for source in (stream, Materialized(stream))
     )
     assert unseen.bias_NE.tobytes() == seen.bias_NE.tobytes()
     assert unseen.load_NE.tobytes() == seen.load_NE.tobytes()

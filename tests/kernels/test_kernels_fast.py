@@ -27,6 +27,7 @@ SHAPES = [
     (4100, 256, 8),
     (300, 512, 8),
     (300, 257, 9),
+    (5000, 33, 9),
     (129, 130, 2),
     (65, 320, 20),
     (40, 20, 17),
@@ -52,10 +53,12 @@ def assert_equals_reference(scores_TE, bias_E, top_k):
     actual = numba_.allocate(scores_TE, bias_E, top_k)
     np.testing.assert_array_equal(actual.experts_TK, expected.experts_TK)
     np.testing.assert_array_equal(actual.load_E, expected.load_E)
+    assert (actual.experts_TK.dtype, actual.load_E.dtype) == (expected.experts_TK.dtype, expected.load_E.dtype)
     load_E, dual_sum = numba_.loads(scores_TE, bias_E, top_k)
     np.testing.assert_array_equal(load_E, expected.load_E)
     assert dual_sum == actual.dual_sum
     assert dual_sum == pytest.approx(expected.dual_sum, rel=1e-12, abs=1e-9)
+    return dual_sum, expected.dual_sum
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,6 +70,7 @@ def test_equals_reference(shape, make_scores, dtype):
     scores_TE = make_scores(rng, (num_tokens, num_experts)).astype(dtype)
     assert_equals_reference(scores_TE, np.zeros(num_experts), top_k)
     assert_equals_reference(scores_TE, rng.integers(-4, 5, num_experts) / 1024, top_k)
+    assert_equals_reference(scores_TE, rng.standard_normal(num_experts), top_k)
 
 
 @given(st.data())
@@ -78,7 +82,9 @@ def test_equals_reference_on_small_tied_batches(data):
     levels = data.draw(st.integers(1, 2000))
     dtype = data.draw(st.sampled_from(DTYPES))
     scores_TE = (rng.integers(0, levels, (num_tokens, num_experts)) / 1024).astype(dtype)
-    assert_equals_reference(scores_TE, rng.integers(-levels, levels, num_experts) / 1024, top_k)
+    bias_E = rng.integers(-levels, levels, num_experts) / 1024
+    dual_sum, expected_sum = assert_equals_reference(scores_TE, bias_E, top_k)
+    assert dual_sum == expected_sum  # dyadic: every sum is exact
 
 
 @given(st.data())
@@ -104,15 +110,17 @@ def test_many_picks_equal_reference_however_the_scores_are_spread(data):
 
 
 @pytest.mark.jit
+@pytest.mark.parametrize("groups", [(), (8, 4)], ids=["all experts", "in groups"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, dtype):
+def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, dtype, groups):
     rng = np.random.default_rng(5)
     scores_TE, bias_E = rng.random((9001, 96)).astype(dtype), rng.standard_normal(96)
+    allocate = numba_.allocate_in_groups if groups else numba_.allocate
     monkeypatch.setenv("ALFLB_NUM_THREADS", "1")
-    alone = numba_.allocate(scores_TE, bias_E, 7)
+    alone = allocate(scores_TE, bias_E, 7, *groups)
     for threads in ("2", "3", "8"):
         monkeypatch.setenv("ALFLB_NUM_THREADS", threads)
-        together = numba_.allocate(scores_TE, bias_E, 7)
+        together = allocate(scores_TE, bias_E, 7, *groups)
         assert together.experts_TK.tobytes() == alone.experts_TK.tobytes()
         assert together.load_E.tobytes() == alone.load_E.tobytes()
         assert together.dual_sum == alone.dual_sum

@@ -128,18 +128,6 @@ def test_keeping_every_group_is_plain_top_k(backend):
     np.testing.assert_array_equal(in_groups.experts_TK, plain.experts_TK)
 
 
-@pytest.mark.jit
-def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
-    scores, bias = random_batch((10_000, 32), 7, np.float32)
-    results = []
-    for threads in ("1", "2", "7"):
-        monkeypatch.setenv("ALFLB_NUM_THREADS", threads)
-        results.append(route(scores, bias, 5, n_group=4, topk_group=2))
-    for result in results[1:]:
-        np.testing.assert_array_equal(result.experts_TK, results[0].experts_TK)
-        assert result.dual_sum == results[0].dual_sum
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_are_not_changed(backend):
     scores, bias = random_batch((50, 8), 5, np.float32)

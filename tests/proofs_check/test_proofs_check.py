@@ -204,7 +204,7 @@ def worst_experts(scores_TE, bias_E, top_k):
     return reference_allocate(-scores_TE, -np.asarray(bias_E), top_k)
 
 
-def deaf_to_the_bias(scores_TE, bias_E, top_k):
+def blind_to_the_bias(scores_TE, bias_E, top_k):
     return reference_allocate(scores_TE, np.zeros_like(bias_E), top_k)
 
 
@@ -220,7 +220,7 @@ KERNELS = [
     (ties_to_the_highest, ["C0"]),
     (shifted_counts, ["C0", "C1", "C2", "C4", "C5", "C10"]),
     (worst_experts, ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C10"]),
-    (deaf_to_the_bias, ["C0", "C1", "C2", "C5", "C6", "C8", "C10"]),
+    (blind_to_the_bias, ["C0", "C1", "C2", "C5", "C6", "C8", "C10"]),
     (one_pick_less, ["C0", "C6", "C7"]),
 ]
 

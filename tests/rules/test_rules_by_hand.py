@@ -98,7 +98,7 @@ def test_ema():
 
 
 def test_ema_overshoots_balance_by_what_is_left_of_its_average():
-    # the average of step 2 is (-1/2, 1/8, 3/8); halved for ever it adds up to itself once more
+    # the average of step 2 is (-1/2, 1/8, 3/8); halved forever it adds up to itself once more
     final = path(make_rule("ema", 1.0, beta=0.5), LOADS + [[4, 4, 4]] * 60)[-1]
     np.testing.assert_allclose(final, [-1.5, 0.25, 1.25], atol=1e-15)
 
@@ -144,7 +144,7 @@ def test_adam():
 
 def test_smebu():
     # tanh(v ln 3) = (9^v - 1) / (9^v + 1): 8/10 for 1, 1/2 for 1/2, r = 2 - sqrt 3 for 1/4
-    # step 2: d = (-1/2, r, r) has mean (2r - 1/2) / 3; centred it is (-(1 + 2r), r + 1/2, r + 1/2) / 3
+    # step 2: d = (-1/2, r, r) has mean (2r - 1/2) / 3; centered it is (-(1 + 2r), r + 1/2, r + 1/2) / 3
     r = 2.0 - math.sqrt(3.0)
     first = np.array([-0.4, 0.0, 0.4])
     second = np.array([-0.2, 0.0, 0.2]) + np.array([-(1 + 2 * r), r + 0.5, r + 0.5]) / 6
@@ -226,7 +226,7 @@ def score_path(rule, steps=2):
 
 def test_qb():
     # alpha: second largest, (1/4, 1/2, 3/8, 1/4). s_0 - alpha = (1/2, 1/4, 1/8, 0), third largest 1/8;
-    # s_1 - alpha = (0, 0, 0, 1/4), third largest 0. bhat = (-1/8, 0), centred (-1/16, 1/16).
+    # s_1 - alpha = (0, 0, 0, 1/4), third largest 0. bhat = (-1/8, 0), centered (-1/16, 1/16).
     # Again, in sixteenths: biased (11, 5), (11, 9), (7, 7), (3, 9); alpha = (5, 9, 7, 3); s_0 - alpha = (7, 3, 1, 1),
     # third 1; s_1 - alpha = (-1, -1, -1, 5), third -1: the same bias.
     assert score_path(make_rule("qb")) == [[-0.0625, 0.0625]] * 2
@@ -236,13 +236,13 @@ def test_qb():
 def test_damped_qb():
     # g = 1/2: half of (-1/16, 1/16). Then, in 32nds, biased (23, 9), (23, 17), (15, 13), (7, 17);
     # alpha = (9, 17, 13, 7); s_0 - alpha = (15, 7, 3, 1), third 3;
-    # s_1 - alpha = (-1, -1, -1, 9), third -1: bhat = (-3, 1), centred (-2, 2); the mean with (-1, 1) is (-3/2, 3/2)
+    # s_1 - alpha = (-1, -1, -1, 9), third -1: bhat = (-3, 1), centered (-2, 2); the mean with (-1, 1) is (-3/2, 3/2)
     assert score_path(make_rule("damped_qb", gain=0.5)) == [[-1 / 32, 1 / 32], [-1.5 / 32, 1.5 / 32]]
 
 
 def test_histogram_qb():
     # r = alpha - s from -1/2 to 0 in eight bins of 1/16. Third smallest: -1/8 in [-1/8, -1/16), middle -3/32, and
-    # 0 in the last bin, middle -1/32. Centred: (-1/32, 1/32).
+    # 0 in the last bin, middle -1/32. Centered: (-1/32, 1/32).
     assert score_path(make_rule("histogram_qb", bins=8), steps=1) == [[-1 / 32, 1 / 32]]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from alflb.streams import STREAMS as REGISTRY
 from alflb.streams import Static, make_stream, stream_names
 from alflb.streams.trace import TraceReplay
 from alflb.traces import RouterTrace
@@ -37,7 +38,13 @@ def test_batches_differ_from_step_to_step(stream):
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("name", [name for name in stream_names() if name != "trace"])
+@pytest.mark.parametrize("stream", [*STREAMS, make_stream("trace", order="batches")], ids=repr)
+def test_the_seed_matters_where_a_stream_says_so(stream):
+    one, other = take(stream, 1, seed=0)[0], take(stream, 1, seed=1)[0]
+    assert stream.is_random is not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", [name for name in stream_names() if not REGISTRY.get(name).replays_a_trace])
 def test_seed_chooses_tokens_and_population_seed_the_population(name):
     stream = make_stream(name, num_tokens=4000, num_experts=4)
     other_tokens = take(stream, 1, seed=1)[0]

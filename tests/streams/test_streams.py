@@ -59,7 +59,7 @@ def test_documents_run_on_over_the_end_of_a_batch():
     assert 0.985 < np.mean(same) < 0.995
 
 
-def test_scores_of_neighbours_are_correlated_and_loads_scatter_more():
+def test_scores_of_neighbors_are_correlated_and_loads_scatter_more():
     def first_score_and_loads(name, **parameters):
         stream = make_stream(name, num_tokens=1024, num_experts=16, population_seed=3, num_topics=64, **parameters)
         run = simulate(stream, make_rule("sign", 0.0), top_k=2, num_steps=80)

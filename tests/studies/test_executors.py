@@ -240,8 +240,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_finished(processes, tmp_path
     assert "Traceback" not in output
     assert not list(tmp_path.rglob(".*.tmp"))
     assert {path: path.stat().st_mtime_ns for path in finished(tmp_path / "transfer")} == kept
-    mended, output = run(2, -1)
-    assert mended.returncode == 0, output
+    repaired, output = run(2, -1)
+    assert repaired.returncode == 0, output
     assert len(read_rows(tmp_path / "transfer" / "rows.parquet")) == 8
 
 

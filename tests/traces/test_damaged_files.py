@@ -134,11 +134,11 @@ def test_a_device_or_pipe_is_not_read(tmp_path):
 
 def test_unused_members_are_not_read(tmp_path, monkeypatch):
     """Only what is asked for is taken from an archive, and what does not fit is refused before it is allocated."""
-    from alflb import memory
+    from alflb import free_memory
 
     path = tmp_path / "big.npz"
     np.savez_compressed(path, scores=np.ones((4, 2)), unused=np.zeros(10**6))
-    monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(free_memory, "available_memory", lambda: 10**6)
     assert open_scores(path, array="scores", top_k=1).scores_TE.shape == (4, 2)
     with pytest.raises(MemoryError, match=r"big\.npz.*0\.008 GB of memory but 0\.001 GB are free"):
         read_arrays(path)

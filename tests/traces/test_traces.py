@@ -227,7 +227,7 @@ def test_convert_counts_and_chosen_experts(tmp_path):
         np.testing.assert_array_equal(trace.loads_NE, counts[:, layer])
 
 
-def test_padding_and_documents_are_honoured(tmp_path):
+def test_padding_and_documents_are_honored(tmp_path):
     padding = np.array([1, 0, 0, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
     write_parts(
         tmp_path / "t.npz", {**OK, "batch_tokens": 5}, scores=SCORES, padding=padding, document_starts=[0, 3, 5, 7]

@@ -95,7 +95,7 @@ def feed(model, balancer, steps):
 
 
 def text_batches(num_batches, batch=BATCH, length=LENGTH):
-    """Consecutive pieces of the licence text as bytes, shape (num_batches, batch, length)."""
+    """Consecutive pieces of the license text as bytes, shape (num_batches, batch, length)."""
     text = re.sub(rb"\s+", b" ", (ROOT / "LICENSE").read_bytes())
     size = num_batches * batch * length
     return torch.tensor(list(text[:size])).view(num_batches, batch, length)

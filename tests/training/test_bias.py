@@ -52,7 +52,7 @@ def test_a_bf16_model_gets_float32_biases_when_attached(name):
 
 
 def test_small_steps_move_a_large_bias_of_a_bf16_model():
-    """Near 0.5, bf16 numbers are 1/256 and 1/512 apart: u = 1e-3 would be rounded away for ever."""
+    """Near 0.5, bf16 numbers are 1/256 and 1/512 apart: u = 1e-3 would be rounded away forever."""
     model = make_model().to(BF16)
     bias = bias_tensors(model)["model.layers.1.mlp.gate.e_score_correction_bias"]
     bias.fill_(0.5)

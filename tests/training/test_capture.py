@@ -69,7 +69,7 @@ def test_an_added_bias_is_captured_as_one():
 
 
 def test_scores_that_do_not_reproduce_the_picks_are_refused():
-    """A router with a bonus for the first expert that nobody is told of."""
+    """A router with a bonus for the first expert that is not declared."""
 
     class Router(torch.nn.Linear):
         num_experts = 6

@@ -40,7 +40,7 @@ def test_recomputation_under_gradient_checkpointing_is_not_counted(name, use_ree
     assert len(calls) == 4, "the experts ran twice a step, so there was something not to count"
 
 
-def test_a_checkpoint_function_of_another_library_is_recognised():
+def test_a_checkpoint_function_of_another_library_is_recognized():
     """Libraries with their own reentrant checkpointing do it as an autograd function, as here."""
 
     class Checkpoint(torch.autograd.Function):

@@ -169,6 +169,6 @@ def test_wrappers_do_not_change_names():
     )
 
 
-def test_layers_without_numbers_of_their_own_are_labelled_by_path():
+def test_layers_without_numbers_of_their_own_are_labeled_by_path():
     model = nn.ModuleDict({"first": Moe(), "second": Moe()})
     assert [layer.label for layer in LoadBalancer.attach(model)._layers.values()] == ["first", "second"]

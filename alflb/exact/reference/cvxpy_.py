@@ -31,6 +31,6 @@ def solve(problem: AssignmentProblem) -> tuple[csr_array, NDArray[np.float64]]:
         raise SolverError(f"cvxpy: {error}") from None
     if lp.status != cp.OPTIMAL:
         raise SolverError(f"cvxpy ended with status {lp.status}; with -inf scores a balanced assignment may not exist")
-    # cvxpy's Lagrangian of a maximisation adds dual * (lhs - rhs) to -objective: the price of expert k is the dual,
+    # cvxpy's Lagrangian of a maximization adds dual * (lhs - rhs) to -objective: the price of expert k is the dual,
     # and a bias is minus a price.
     return csr_array(x.value), -scale * np.asarray(balance.dual_value)

@@ -236,7 +236,7 @@ def collect_undecided(scores_TE, scan, per_unit, certain_E, undecided):  # type:
 
 
 class Prices(NamedTuple):
-    """By what rows choose, in integers."""
+    """The values that rows choose by, in integers."""
 
     per_unit: float
     """Quanta in one score unit, a power of two."""

@@ -25,7 +25,7 @@ _CLOSER = 0.5
 """Part of the length that a shortening step has."""
 _DAMPING = 0.85
 _REACH = 2
-"""By how many of the longest step two prices may still move apart."""
+"""How many times the longest step two prices may still move apart."""
 _ROWS_PER_PICK = 24
 """Closest rows, for each misplaced pick, that the first attempt at rerouting looks at."""
 _MORE_ROWS = 4

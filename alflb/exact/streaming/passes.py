@@ -36,7 +36,7 @@ class Summary(Protocol):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of all batches summed up."""
+        """The fingerprint of all batches in this summary."""
 
     def merged(self, other: Self) -> Self:
         """The summary of both, the other's batches following one's own; may reuse the memory of either."""
@@ -47,7 +47,7 @@ AnySummary = TypeVar("AnySummary", bound=Summary)
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """By which a source that changes between passes is found out."""
+    """Digest of the batches of one pass; a source that changes between passes has another at the next."""
 
     num_batches: int
     num_tokens: int
