@@ -16,9 +16,10 @@ PAGE = Path(__file__).parents[2] / "docs/training_models.md"
 HEAD = """# Models of transformers
 
 What `LoadBalancer.attach` makes of every MoE block in transformers {version}. The table is written by
-`python -m tests.training.test_model_table`, which builds each block with tiny random weights, attaches, calls it
-twice and looks at the loads: every token must be counted K times, attaching must not change a bit of the output, and a
-step of the bias must move the tokens. `tests/training/test_model_table.py` compares it.
+`python -m tests.training.test_model_table`, which builds each block with tiny random weights,
+attaches, calls it twice and looks at the loads: every token must be counted K times, attaching must
+not change a bit of the output, and a step of the bias must move the tokens.
+`tests/training/test_model_table.py` compares it.
 
 * **works**: the block has a selection bias, under the name given.
 * **opt-in**: the block has none; `LoadBalancer.attach(model, add_bias=True)` gives it one.
