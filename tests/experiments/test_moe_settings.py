@@ -55,7 +55,7 @@ def test_unknown_corpus():
 
 
 def test_learning_rate_rises_and_falls():
-    size = SIZES["tiny"]
+    size = SIZES["5m"]
     rates = [size.learning_rate_at(step) for step in range(1, size.num_steps + 1)]
     assert max(rates) == size.learning_rate == rates[17]
     assert rates[0] == pytest.approx(size.learning_rate / 18)
