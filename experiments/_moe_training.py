@@ -130,8 +130,8 @@ class Routers:
             index: layer.mlp.gate for index, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")
         }
         self._recorded: dict[int, Routing] | None = None
-        for layer, gate in self.gates.items():
-            gate.register_forward_hook(self._hook(layer))
+        for layer, router in self.gates.items():
+            router.register_forward_hook(self._hook(layer))
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[dict[int, Routing]]:
@@ -171,8 +171,9 @@ def auxiliary_loss(logits_TE: torch.Tensor, experts_TK: torch.Tensor, gate: str)
     .. math:: \sum_k f_k P_k,\quad f_k = \frac{E}{K T} A_k,\quad
               P_k = \frac1T \sum_i \frac{\sigma(z_{ik})}{\sum_j \sigma(z_{ij})}
 
-    With a softmax gate P_k is the mean of softmax scores. Only P has a gradient. Source: Switch Transformer (arXiv 2101.03961) and GShard, with the normalized sigmoid scores
-    of DeepSeek-V3 (arXiv 2412.19437) in place of softmax probabilities.
+    With a softmax gate P_k is the mean of softmax scores. Only P has a gradient. Source: Switch Transformer (arXiv
+    2101.03961) and GShard, with the normalized sigmoid scores of DeepSeek-V3 (arXiv 2412.19437) in place of softmax
+    probabilities.
     """
     num_tokens, num_experts = logits_TE.shape
     load_E = torch.bincount(experts_TK.reshape(-1), minlength=num_experts)
@@ -500,7 +501,9 @@ class Trainer:
                 loss = self._loss(part)
                 total += float(loss.detach()) / len(parts)
                 if self.arm.auxiliary_weight:
-                    layers = [auxiliary_loss(r.logits_TE[number], r.experts_TK[number], size.gate) for r in routed.values()]
+                    layers = [
+                        auxiliary_loss(r.logits_TE[number], r.experts_TK[number], size.gate) for r in routed.values()
+                    ]
                     loss = loss + self.arm.auxiliary_weight * torch.stack(layers).sum()
                 (loss / len(parts)).backward()
         self._update_weights(size.learning_rate_at(step))

@@ -65,12 +65,12 @@ def run(cell: Row, seed: int) -> list[Row]:
     """Train one arm on the processor, on one thread so that rows repeat to the last bit."""
     torch_side = _torch_side(threads=1)
     size = SIZES[cell["size"]]
-    rows, _ = torch_side.measure(size, Arm.parse(cell["arm"]), _known_corpus(cell["corpus"], size.vocab_size), seed)
+    rows, _ = torch_side.measure(size, Arm.parse(cell["arm"]), known_corpus(cell["corpus"], size.vocab_size), seed)
     return list(rows)
 
 
 @functools.cache
-def _known_corpus(name: str, vocab_size: int) -> Corpus:
+def known_corpus(name: str, vocab_size: int) -> Corpus:
     """Corpora that a cell can name: Shakespeare, or this package's own source, which is always there."""
     sources: dict[str, Callable[[], list[Document]]] = {"shakespeare": shakespeare_documents, "package": _own_source}
     if name not in sources:
@@ -334,6 +334,21 @@ _COMPARISONS = (
         "below 0 (Wang et al., 1B: 0.028 against 0.044; their unit of load is not known)",
         "proportional:0.01", "sign:0.001", _global, below=True,
     ),
+    _difference(
+        "MaxVio of the last tenth's batches, self_tuning less sign u = 0.001",
+        "below 0",
+        "self_tuning", "sign:0.001", _at_the_end, below=True,
+    ),
+    _difference(
+        "MaxVio of the last tenth's batches, self_tuning less sign u = 0.003, the best step of the 5M runs",
+        "not above 0",
+        "self_tuning", "sign:0.003", _at_the_end, below=True,
+    ),
+    _difference(
+        "validation perplexity, self_tuning less sign u = 0.001",
+        "not above 0",
+        "self_tuning", "sign:0.001", _perplexity, below=True,
+    ),
 )  # fmt: skip
 
 
@@ -369,7 +384,7 @@ def figure(rows: list[Row]) -> Figure:
     """Balance over the run, loss against balance, and how far the training biases are from the optimal ones."""
     drawing, (batches, losses, nearness, gaps) = new_figure(2, 2, height=6.2)
     looks = [row for row in rows if row["kind"] == "look"]
-    for arm, style in _styles(list(_runs(rows))).items():
+    for arm, style in arm_styles(list(_runs(rows))).items():
         _draw_batches(batches, [row for row in rows if row["kind"] == "layer" and row["arm"] == arm], style)
         own = [row for row in looks if row["arm"] == arm]
         _draw_looks(nearness, own, "correlation", style)
@@ -399,7 +414,7 @@ _COLORS = {"none": GRAY, "aux": ORANGE, "sign": BLUE, "proportional": GREEN, "qb
 _LINES = ("-", "--", ":", "-.")
 
 
-def _styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A color for each kind of arm, lines and markers within it."""
     styles: dict[str, dict[str, Any]] = {}
     for name in arms:

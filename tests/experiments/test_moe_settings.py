@@ -51,7 +51,7 @@ def test_misspelled_arms(name, message):
 
 def test_unknown_corpus():
     with pytest.raises(ValueError, match="unknown corpus 'shakespear': did you mean 'shakespeare'"):
-        train_moe._known_corpus("shakespear", 300)
+        train_moe.known_corpus("shakespear", 300)
 
 
 def test_learning_rate_rises_and_falls():

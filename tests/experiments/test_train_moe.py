@@ -31,7 +31,7 @@ SMALLEST = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def corpus():
-    return train_moe._known_corpus("package", SMALLEST.vocab_size)
+    return train_moe.known_corpus("package", SMALLEST.vocab_size)
 
 
 @pytest.fixture(autouse=True)
