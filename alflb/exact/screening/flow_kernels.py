@@ -141,8 +141,8 @@ def _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, uni
 
 
 @jit
-def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_R):  # type: ignore[no-untyped-def]
-    """Mark the rows in which an entry with units to spare beats one with units; returns their number."""
+def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_R, tied_R):  # type: ignore[no-untyped-def]
+    """Mark the rows in which an entry with units to spare beats one with units, or ties with it; counts the first."""
     count = 0
     for row in range(start_R.size - 1):
         least_in = np.int64(2**62)
@@ -154,6 +154,7 @@ def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_
             if units_N[n] < unit:
                 most_out = max(most_out, value)
         wrong_R[row] = least_in < most_out
+        tied_R[row] = least_in == most_out
         count += wrong_R[row]
     return count
 
