@@ -1,7 +1,7 @@
 """C20, the sign rule beyond Gumbel (T independent tokens with scores a_k + xi_k, equal targets, any K < E).
 
-The noise xi of a token is exchangeable between experts (independent and alike, for example) and has a continuous joint
-density, so that p* = mean(a) - a. Biases are projected onto {mean 0, |p| <= R}, which contains p*; within 2R of p* any
+The noise xi of a token is exchangeable between experts (independent and alike, for example), with densities as in C7,
+so that p* = mean(a) - a. Biases are projected onto {mean 0, |p| <= R}, which contains p*; within 2R of p* any
 two experts tie at the top-K boundary with density c > 0 at least. With steps u_n = 1 / (m n) and
 m = `alflb.bounds.sign_pull_of_ties`,
 
