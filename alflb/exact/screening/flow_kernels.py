@@ -1,9 +1,9 @@
 """Compiled loops over the undecided entries, all in integers: assign, price by quantiles, reroute on a graph.
 
-The entries form a sparse matrix by rows (one row per token): row r owns entries ``start_R[r] .. start_R[r + 1]``,
-entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row hands out
-``picks_R[r] * unit`` units, at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is
-the integer bias.
+The entries form a sparse matrix by rows (`Undecided`, one row per token): row r owns entries ``start_R[r] ..
+start_R[r + 1]``, entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row
+hands out ``picks_R[r] * unit`` units, at most `unit` to an entry; `unit` is 1 when the targets are whole numbers.
+``price_E`` is the integer bias.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ _TIE_SWEEPS = 20
 
 
 @jit
-def order_by_expert(start_R, expert_N, order_N, start_E, row_N):  # type: ignore[no-untyped-def]
+def order_by_expert(rows, order_N, start_E, row_N):  # type: ignore[no-untyped-def]
     """Counting sort: entries by expert (ascending), the place where each expert's begin, and each entry's row."""
-    for n in range(expert_N.size):
-        start_E[expert_N[n] + 1] += 1
+    for n in range(rows.expert_N.size):
+        start_E[rows.expert_N[n] + 1] += 1
     for k in range(start_E.size - 1):
         start_E[k + 1] += start_E[k]
     place_E = start_E.copy()
-    for row in range(start_R.size - 1):
-        for n in range(start_R[row], start_R[row + 1]):
+    for row in range(rows.start_R.size - 1):
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
             row_N[n] = row
-            order_N[place_E[expert_N[n]]] = n
-            place_E[expert_N[n]] += 1
+            order_N[place_E[rows.expert_N[n]]] = n
+            place_E[rows.expert_N[n]] += 1
 
 
 @jit
-def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
+def row_boundaries(rows, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
     """A and B of every row: its picks-th and (picks + 1)-th largest priced scores (a row always has both)."""
     best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
-        last_in_R[row], first_out_R[row] = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+    for row in range(rows.picks_R.size):
+        last_in_R[row], first_out_R[row] = _boundary(row, rows, price_E, best)
 
 
 @jit
-def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type: ignore[no-untyped-def]
+def _boundary(row, rows, price_E, best):  # type: ignore[no-untyped-def]
     """A and B of one row, by insertion into its picks + 1 best."""
-    kept = picks_R[row] + 1
+    kept = rows.picks_R[row] + 1
     filled = 0
-    for n in range(start_R[row], start_R[row + 1]):
-        value = score_N[n] + price_E[expert_N[n]]
+    for n in range(rows.start_R[row], rows.start_R[row + 1]):
+        value = rows.score_N[n] + price_E[rows.expert_N[n]]
         if filled < kept:
             slot = filled
             filled += 1
@@ -63,92 +63,97 @@ def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type:
 
 
 @jit
-def find_near(start_R, picks_R, expert_N, score_N, price_E, reach, place_N, last_in_R):  # type: ignore[no-untyped-def]
+def find_near(rows, price_E, reach, place_N, last_in_R):  # type: ignore[no-untyped-def]
     """Which entries no price change within `reach` can move: place_N is 1 if in, -1 if out, 0 if it may be either.
 
     `last_in_R` receives the row's picks-th largest priced score; 0 for rows without a choice, all of whose entries
     are in.
     """
     best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
+    for row in range(rows.picks_R.size):
         last_in_R[row] = 0
-        if start_R[row + 1] - start_R[row] <= picks_R[row]:
-            place_N[start_R[row] : start_R[row + 1]] = 1
+        if rows.start_R[row + 1] - rows.start_R[row] <= rows.picks_R[row]:
+            place_N[rows.start_R[row] : rows.start_R[row + 1]] = 1
             continue
-        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        last_in, first_out = _boundary(row, rows, price_E, best)
         last_in_R[row] = last_in
-        for n in range(start_R[row], start_R[row + 1]):
-            value = score_N[n] + price_E[expert_N[n]]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
             place_N[n] = np.int8(value - first_out > reach) - np.int8(last_in - value > reach)
 
 
 @jit
-def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+def reassign(rows, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
     """Give the units of the rows to redo to their best entries, ties to the experts with most room; keep `room_E`."""
-    for row in range(picks_R.size):
+    for row in range(rows.picks_R.size):
         if not redo_R[row]:
             continue
-        for n in range(start_R[row], start_R[row + 1]):
-            value = score_N[n] + price_E[expert_N[n]]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
             certain = value > last_in_R[row] or (value == last_in_R[row] and value > first_out_R[row])
-            room_E[expert_N[n]] += units_N[n]
+            room_E[rows.expert_N[n]] += units_N[n]
             units_N[n] = unit if certain else 0
-            room_E[expert_N[n]] -= units_N[n]
-    for row in range(picks_R.size):
+            room_E[rows.expert_N[n]] -= units_N[n]
+    tied = np.empty(price_E.size, np.int64)
+    for row in range(rows.picks_R.size):
         if not redo_R[row] or last_in_R[row] > first_out_R[row]:
             continue
-        left = picks_R[row]
-        for n in range(start_R[row], start_R[row + 1]):
+        left = rows.picks_R[row]
+        count = 0
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
             left -= units_N[n] > 0
-        while left > 0:
-            choice = -1
-            for n in range(start_R[row], start_R[row + 1]):
-                tied = units_N[n] == 0 and score_N[n] + price_E[expert_N[n]] == last_in_R[row]
-                if tied and (choice < 0 or room_E[expert_N[n]] > room_E[expert_N[choice]]):
-                    choice = n
-            units_N[choice] = unit
-            room_E[expert_N[choice]] -= unit
-            left -= 1
+            if units_N[n] == 0 and rows.score_N[n] + price_E[rows.expert_N[n]] == last_in_R[row]:
+                tied[count] = n
+                count += 1
+        for _ in range(left):
+            choice = 0
+            for place in range(1, count):
+                if room_E[rows.expert_N[tied[place]]] > room_E[rows.expert_N[tied[choice]]]:
+                    choice = place
+            units_N[tied[choice]] = unit
+            room_E[rows.expert_N[tied[choice]]] -= unit
+            count -= 1
+            tied[choice] = tied[count]
     for _ in range(_TIE_SWEEPS):
-        if _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E) == 0:
+        if room_E.max() <= 0 or _sweep_ties(rows, price_E, last_in_R, first_out_R, unit, units_N, room_E) == 0:
             break
 
 
 @jit
-def _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+def _sweep_ties(rows, price_E, last_in_R, first_out_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
     """In each tied row, move one pick from the tied expert with least room to that with most; count the moves."""
     moves = 0
-    for row in range(start_R.size - 1):
+    for row in range(rows.start_R.size - 1):
         if last_in_R[row] > first_out_R[row]:
             continue
         giver = -1
         taker = -1
-        for n in range(start_R[row], start_R[row + 1]):
-            k = expert_N[n]
-            if score_N[n] + price_E[k] != last_in_R[row]:
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            k = rows.expert_N[n]
+            if rows.score_N[n] + price_E[k] != last_in_R[row]:
                 continue
-            if units_N[n] == unit and (giver < 0 or room_E[k] < room_E[expert_N[giver]]):
+            if units_N[n] == unit and (giver < 0 or room_E[k] < room_E[rows.expert_N[giver]]):
                 giver = n
-            if units_N[n] == 0 and (taker < 0 or room_E[k] > room_E[expert_N[taker]]):
+            if units_N[n] == 0 and (taker < 0 or room_E[k] > room_E[rows.expert_N[taker]]):
                 taker = n
-        if giver >= 0 and taker >= 0 and room_E[expert_N[taker]] - room_E[expert_N[giver]] > unit:
+        if giver >= 0 and taker >= 0 and room_E[rows.expert_N[taker]] - room_E[rows.expert_N[giver]] > unit:
             units_N[giver] = 0
             units_N[taker] = unit
-            room_E[expert_N[giver]] += unit
-            room_E[expert_N[taker]] -= unit
+            room_E[rows.expert_N[giver]] += unit
+            room_E[rows.expert_N[taker]] -= unit
             moves += 1
     return moves
 
 
 @jit
-def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_R, tied_R):  # type: ignore[no-untyped-def]
+def find_contradicted(rows, unit, units_N, price_E, wrong_R, tied_R):  # type: ignore[no-untyped-def]
     """Mark the rows in which an entry with units to spare beats one with units, or ties with it; counts the first."""
     count = 0
-    for row in range(start_R.size - 1):
+    for row in range(rows.start_R.size - 1):
         least_in = np.int64(2**62)
         most_out = np.int64(-(2**62))
-        for n in range(start_R[row], start_R[row + 1]):
-            value = score_N[n] + price_E[expert_N[n]]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
             if units_N[n] > 0:
                 least_in = min(least_in, value)
             if units_N[n] < unit:
@@ -160,15 +165,15 @@ def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_
 
 
 @jit
-def expert_margins(start_R, picks_R, expert_N, score_N, price_E, start_E, margin_N):  # type: ignore[no-untyped-def]
+def expert_margins(rows, price_E, start_E, margin_N):  # type: ignore[no-untyped-def]
     """The margins of all entries, expert by expert."""
     place_E = start_E.copy()
     best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
-        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
-        for n in range(start_R[row], start_R[row + 1]):
-            k = expert_N[n]
-            value = score_N[n] + price_E[k]
+    for row in range(rows.picks_R.size):
+        last_in, first_out = _boundary(row, rows, price_E, best)
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            k = rows.expert_N[n]
+            value = rows.score_N[n] + price_E[k]
             margin_N[place_E[k]] = value - (first_out if value >= last_in else last_in)
             place_E[k] += 1
 
@@ -195,15 +200,37 @@ def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untype
 
 
 @jit
-def find_open(start_R, picks_R, expert_N, score_N, price_E, reach, open_R, rank_E):  # type: ignore[no-untyped-def]
-    """Mark the rows whose A - B is within `reach`; deduct the picks of the others from the ranks."""
+def keep_near(rows, price_E, reach, kept, place_N, rank_E):  # type: ignore[no-untyped-def]
+    """Copy the entries that price changes within `reach` could move to `kept`; where each one stands to `place_N`.
+
+    Picks that no such change can undo are deducted from the rows' picks and the experts' ranks. Returns how many rows
+    and entries were kept.
+    """
     best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
-        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
-        open_R[row] = last_in - first_out <= reach
-        if not open_R[row]:
-            for n in range(start_R[row], start_R[row + 1]):
-                rank_E[expert_N[n]] -= score_N[n] + price_E[expert_N[n]] >= last_in
+    num_rows = 0
+    num_entries = 0
+    for row in range(rows.picks_R.size):
+        last_in, first_out = _boundary(row, rows, price_E, best)
+        if last_in - first_out > reach:
+            for n in range(rows.start_R[row], rows.start_R[row + 1]):
+                rank_E[rows.expert_N[n]] -= rows.score_N[n] + price_E[rows.expert_N[n]] >= last_in
+            continue
+        picks = rows.picks_R[row]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
+            if value - first_out > reach:
+                picks -= 1
+                rank_E[rows.expert_N[n]] -= 1
+            elif last_in - value <= reach:
+                kept.expert_N[num_entries] = rows.expert_N[n]
+                kept.score_N[num_entries] = rows.score_N[n]
+                place_N[num_entries] = n
+                num_entries += 1
+        kept.token_R[num_rows] = rows.token_R[row]
+        kept.picks_R[num_rows] = picks
+        num_rows += 1
+        kept.start_R[num_rows] = num_entries
+    return num_rows, num_entries
 
 
 @jit
@@ -234,7 +261,7 @@ def _select(values, index):  # type: ignore[no-untyped-def]
 
 
 @jit
-def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
+def reroute(undecided, by_expert, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
     """Move units from experts with room < 0 to experts with room > 0 at least cost; False when no path is left.
 
     Successive shortest paths on the E experts. The arc k -> j costs the least score any row loses by moving units
@@ -244,9 +271,9 @@ def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, 
     A witness that has moved leaves its arc *stale* (`from_EE` < 0): the cost is then only a lower bound, and the
     next witness is sought when a shortest path wants the arc.
     """
+    _, _, start_R, expert_N, score_N = undecided
+    order_N, start_E, row_N = by_expert
     num_experts = price_E.size
-    if room_E.min() == 0:
-        return True
     cost_EE = np.full((num_experts, num_experts), UNREACHED, np.int64)
     from_EE = np.full((num_experts, num_experts), -1, np.int64)
     to_EE = np.full((num_experts, num_experts), -1, np.int64)

@@ -12,7 +12,6 @@ Scores may thus range over the whole of float64: a mask of -1e30 that some token
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -164,7 +163,7 @@ def _keep_near(level: _Level, price_E: IntArray, reach: int) -> tuple[_Level, In
     """The entries within `reach` of a tie, scores now relative to it; and which places are certain picks."""
     rows = level.rows
     side_N, last_in_R = np.empty(len(rows.expert_N), np.int8), np.empty_like(rows.token_R)
-    flow_kernels.find_near(rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, price_E, reach, side_N, last_in_R)
+    flow_kernels.find_near(rows, price_E, reach, side_N, last_in_R)
     row_N = np.repeat(np.arange(len(rows.token_R)), np.diff(rows.start_R))
     num_near_R = np.bincount(row_N[side_N == 0], minlength=len(rows.token_R))
     num_in_R = np.bincount(row_N[side_N == 1], minlength=len(rows.token_R))
@@ -193,13 +192,13 @@ def _finer_scores(level: _Level, exponent: int, finer: int) -> tuple[Undecided, 
     score_N = digit_N.astype(np.int64)
     if level.rows.score_N.any():
         score_N += level.rows.score_N << (exponent - finer)
-    return dataclasses.replace(level.rows, score_N=score_N), level.rest_N - np.ldexp(digit_N, finer)
+    return level.rows._replace(score_N=score_N), level.rest_N - np.ldexp(digit_N, finer)
 
 
 def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
     """Units of all entries: as settled, or as prices alone decide."""
     side_N, last_in_R = np.empty(len(rows.expert_N), np.int8), np.empty_like(rows.token_R)
-    flow_kernels.find_near(rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, found.price_E, 0, side_N, last_in_R)
+    flow_kernels.find_near(rows, found.price_E, 0, side_N, last_in_R)
     units_N = np.where(side_N == 1, unit, 0)
     is_settled_R = np.isin(rows.token_R, found.rows.token_R)
     units_N[np.repeat(is_settled_R, np.diff(rows.start_R))] = found.units_N
@@ -209,7 +208,5 @@ def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
 def _is_contradicted(rows: Undecided, units_N: IntArray, price_E: IntArray, unit: int) -> bool:
     """Whether an entry with units to spare beats one with units, in any row."""
     wrong_R, tied_R = np.empty((2, len(rows.token_R)), np.bool_)
-    found = flow_kernels.find_contradicted(
-        rows.start_R, rows.expert_N, rows.score_N, unit, units_N, price_E, wrong_R, tied_R
-    )
+    found = flow_kernels.find_contradicted(rows, unit, units_N, price_E, wrong_R, tied_R)
     return bool(found)

@@ -7,7 +7,7 @@ from here on everything is integer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ _GUARD = 16
 """Roundings of the scores' dtype by which windows are widened, since screening adds biases in that dtype."""
 
 
-@dataclass(frozen=True, eq=False)
-class Undecided:
+class Undecided(NamedTuple):
     """Rows of a sparse matrix: tokens with picks left to make, and the experts they may choose from.
 
     Every row has at least one pick left and more entries than picks.
@@ -47,11 +46,28 @@ class Undecided:
         )
         return kept, keep_N
 
+    def near(self, price_E: IntArray, reach: int, rank_E: IntArray) -> tuple[Undecided, IntArray]:
+        """The matrix of the entries within `reach` of a tie, and their places; other picks are deducted from ranks."""
+        kept = Undecided(*map(np.empty_like, self))
+        kept.start_R[0] = 0
+        place_N = np.empty_like(self.score_N)
+        num_rows, num_entries = flow_kernels.keep_near(self, price_E, reach, kept, place_N, rank_E)
+        if num_entries == len(place_N):
+            return self, place_N
+        near = Undecided(
+            kept.token_R[:num_rows].copy(),
+            kept.picks_R[:num_rows].copy(),
+            kept.start_R[: num_rows + 1].copy(),
+            kept.expert_N[:num_entries].copy(),
+            kept.score_N[:num_entries].copy(),
+        )
+        return near, place_N[:num_entries]
+
     def by_expert(self, num_experts: int) -> tuple[IntArray, IntArray, IntArray]:
         """Entries ordered by expert, where each expert's begin, and the row of each entry."""
         order_N, row_N = np.empty_like(self.score_N), np.empty_like(self.score_N)
         start_E = np.zeros(num_experts + 1, np.int64)
-        flow_kernels.order_by_expert(self.start_R, self.expert_N, order_N, start_E, row_N)
+        flow_kernels.order_by_expert(self, order_N, start_E, row_N)
         return order_N, start_E, row_N
 
 
