@@ -107,8 +107,8 @@ def _refine_within(
                 return None
             break
         level, certain_N = _keep_near(level, found.price_E, reach)
-        units_N[certain_N] = unit
-        room_E = room_E - unit * np.bincount(first_rows.expert_N[certain_N], minlength=len(price_E))
+        units_N[certain_N] = unit * first_rows.weight_N[certain_N]
+        room_E = room_E - unit * first_rows.loads(certain_N, len(price_E))
     bias_E = np.array([math.fsum(terms_L) for terms_L in zip(*terms_LE)])
     return Refinement(first_rows, units_N, reach, bias_E)
 
@@ -126,13 +126,15 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
     parts = []
     for first, scores_CE in source.chunks():
         close_C = np.empty(len(scores_CE), np.bool_)
-        count_decided(scores_CE, proof, certain_E, close_C)
-        level = _all_entries(first + np.flatnonzero(close_C), scores_CE[close_C], grid, top_k)
+        weight_C = source.weights(first, len(scores_CE))
+        count_decided(scores_CE, weight_C, proof, certain_E, close_C)
+        level = _all_entries(first + np.flatnonzero(close_C), weight_C[close_C], scores_CE[close_C], grid, top_k)
         near, certain_N = _keep_near(level, price_E, reach)
-        certain_E += np.bincount(level.rows.expert_N[certain_N], minlength=len(price_E))
+        certain_E += level.rows.loads(certain_N, len(price_E))
         parts.append(near)
     rows = Undecided(
         np.concatenate([part.rows.token_R for part in parts]),
+        np.concatenate([part.rows.weight_R for part in parts]),
         np.concatenate([part.rows.picks_R for part in parts]),
         np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.rows.start_R) for part in parts]))]),
         np.concatenate([part.rows.expert_N for part in parts]),
@@ -142,7 +144,7 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
     return _Level(rows, rest_N, np.arange(len(rest_N))), certain_E
 
 
-def _all_entries(token_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: int) -> _Level:
+def _all_entries(token_R: IntArray, weight_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: int) -> _Level:
     """Whole rows as a level: integers, and what rounding to them takes away."""
     num_rows, num_experts = scores_RE.shape
     allowed_RE = scores_RE > -np.inf
@@ -150,6 +152,7 @@ def _all_entries(token_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: in
     whole_RE = np.rint(np.ldexp(finite_RE, -grid.exponent))
     rows = Undecided(
         token_R,
+        weight_R,
         np.full(num_rows, top_k, np.int32),
         np.arange(num_rows + 1) * num_experts,
         np.tile(np.arange(num_experts, dtype=np.int32), num_rows),
@@ -170,6 +173,7 @@ def _keep_near(level: _Level, price_E: IntArray, reach: int) -> tuple[_Level, In
     kept_R, kept_N = num_near_R > 0, side_N == 0
     near = Undecided(
         rows.token_R[kept_R],
+        rows.weight_R[kept_R],
         (rows.picks_R - num_in_R)[kept_R].astype(np.int32),
         np.concatenate([[0], np.cumsum(num_near_R[kept_R])]),
         rows.expert_N[kept_N],
@@ -199,7 +203,7 @@ def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
     """Units of all entries: as settled, or as prices alone decide."""
     side_N, last_in_R = np.empty(len(rows.expert_N), np.int8), np.empty_like(rows.token_R)
     flow_kernels.find_near(rows, found.price_E, 0, side_N, last_in_R)
-    units_N = np.where(side_N == 1, unit, 0)
+    units_N = np.where(side_N == 1, unit * rows.weight_N, 0)
     is_settled_R = np.isin(rows.token_R, found.rows.token_R)
     units_N[np.repeat(is_settled_R, np.diff(rows.start_R))] = found.units_N
     return units_N

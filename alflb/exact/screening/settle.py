@@ -61,7 +61,8 @@ def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int)
 
 def is_short(undecided: Undecided, room_E: IntArray, unit: int) -> NDArray[np.bool_]:
     """Experts whose undecided entries cannot meet their room, however they fall."""
-    return (room_E < 0) | (room_E > unit * np.bincount(undecided.expert_N, minlength=len(room_E)))
+    everywhere = np.arange(len(undecided.expert_N))
+    return (room_E < 0) | (room_E > unit * undecided.loads(everywhere, len(room_E)))
 
 
 def _whole_room(room_E: IntArray, unit: int) -> IntArray:
@@ -105,9 +106,10 @@ def _quantile_steps(undecided: Undecided, price_E: IntArray, rank_E: IntArray) -
     """Picks misplaced at these prices however ties fall, and the quantile each price should fall by."""
     counts_E = np.bincount(undecided.expert_N, minlength=len(price_E))
     start_E = np.concatenate([[0], np.cumsum(counts_E)])
-    margin_N, step_E = np.empty_like(undecided.score_N), np.empty_like(price_E)
-    flow_kernels.expert_margins(undecided, price_E, start_E, margin_N)
-    return flow_kernels.quantile_steps(start_E, margin_N, rank_E, step_E), step_E
+    margin_N, weight_N = np.empty((2, len(undecided.score_N)), np.int64)
+    step_E = np.empty_like(price_E)
+    flow_kernels.expert_margins(undecided, price_E, start_E, margin_N, weight_N)
+    return flow_kernels.quantile_steps(start_E, margin_N, weight_N, rank_E, step_E), step_E
 
 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:

@@ -39,8 +39,26 @@ class ScoreSource(Protocol):
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """(index of the first row, at most CHUNK rows) from first to last; may be called repeatedly."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows to read; fewer than tokens where one row stands for many."""
 
-class ArraySource:
+    def weights(self, first: int, count: int) -> NDArray[np.int64]:
+        """How many tokens each of so many rows stands for."""
+
+
+class _OneTokenPerRow:
+    num_tokens: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens
+
+    def weights(self, first: int, count: int) -> NDArray[np.int64]:
+        return np.ones(count, np.int64)
+
+
+class ArraySource(_OneTokenPerRow):
     """Scores that are in memory."""
 
     def __init__(self, problem: AssignmentProblem) -> None:
@@ -58,10 +76,10 @@ class ArraySource:
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """Slices of the array."""
-        return _slices(self.scores_TE)
+        return slices(self.scores_TE)
 
 
-class BatchSource:
+class BatchSource(_OneTokenPerRow):
     """Scores that are read batch by batch; the first reading checks them and takes the sample."""
 
     def __init__(self, problem: BatchedProblem) -> None:
@@ -89,7 +107,7 @@ class BatchSource:
         """The batches again, in slices."""
         start = 0
         for batch in self._problem.checked_batches():
-            for first, rows in _slices(batch):
+            for first, rows in slices(batch):
                 yield start + first, rows
             start += len(batch)
         if start != self.num_tokens:
@@ -101,7 +119,7 @@ class MappedSource:
 
     def __init__(self, source: ScoreSource, change: Callable[[FloatArray], FloatArray]) -> None:
         self._source, self._change = source, change
-        self.num_tokens, self.num_experts = source.num_tokens, source.num_experts
+        self.num_tokens, self.num_rows, self.num_experts = source.num_tokens, source.num_rows, source.num_experts
         scores_TE, rows_M = source.sample()
         self._sample = _read_only(change(scores_TE[rows_M]))
         self.dtype = self._sample.dtype
@@ -116,8 +134,13 @@ class MappedSource:
         for first, rows_CE in self._source.chunks():
             yield first, _read_only(self._change(rows_CE))
 
+    def weights(self, first: int, count: int) -> NDArray[np.int64]:
+        """The other's weights."""
+        return self._source.weights(first, count)
 
-def _slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:
+
+def slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:
+    """(index of the first row, at most CHUNK rows) from first to last."""
     for first in range(0, len(scores_TE), CHUNK):
         yield first, scores_TE[first : first + CHUNK]
 

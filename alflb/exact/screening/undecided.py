@@ -30,7 +30,11 @@ class Undecided(NamedTuple):
     """
 
     token_R: IntArray
+    """Index of the row in the source."""
+    weight_R: IntArray
+    """Tokens that the row stands for."""
     picks_R: NDArray[np.int32]
+    """Picks left to each of them."""
     start_R: IntArray
     """Row r owns entries start_R[r] to start_R[r + 1]; one more number than rows."""
     expert_N: NDArray[np.int32]
@@ -42,9 +46,25 @@ class Undecided(NamedTuple):
         keep_N = np.repeat(keep_R, length_R)
         start_R = np.concatenate([[0], np.cumsum(length_R[keep_R])])
         kept = Undecided(
-            self.token_R[keep_R], self.picks_R[keep_R], start_R, self.expert_N[keep_N], self.score_N[keep_N]
+            self.token_R[keep_R],
+            self.weight_R[keep_R],
+            self.picks_R[keep_R],
+            start_R,
+            self.expert_N[keep_N],
+            self.score_N[keep_N],
         )
         return kept, keep_N
+
+    @property
+    def weight_N(self) -> IntArray:
+        """The weight of each entry's row."""
+        return np.repeat(self.weight_R, np.diff(self.start_R))
+
+    def loads(self, places: IntArray, num_experts: int) -> IntArray:
+        """Loads, in tokens, of the experts at these places."""
+        load_E = np.zeros(num_experts, np.int64)
+        np.add.at(load_E, self.expert_N[places], self.weight_N[places])
+        return load_E
 
     def near(self, price_E: IntArray, reach: int, rank_E: IntArray) -> tuple[Undecided, IntArray]:
         """The matrix of the entries within `reach` of a tie, and their places; other picks are deducted from ranks."""
@@ -56,6 +76,7 @@ class Undecided(NamedTuple):
             return self, place_N
         near = Undecided(
             kept.token_R[:num_rows].copy(),
+            kept.weight_R[:num_rows].copy(),
             kept.picks_R[:num_rows].copy(),
             kept.start_R[: num_rows + 1].copy(),
             kept.expert_N[:num_entries].copy(),
@@ -86,30 +107,35 @@ def screen(source: ScoreSource, guess: BiasGuess, top_k: int, grid: Grid) -> tup
     )
     parts = []
     for first, scores_CE in source.chunks():
-        num_rows, num_entries = row_kernels.collect_undecided(scores_CE, scan, grid.per_unit, certain_E, listed)
+        num_rows, num_entries = row_kernels.collect_undecided(
+            scores_CE, source.weights(first, len(scores_CE)), scan, grid.per_unit, certain_E, listed
+        )
         written = (
             listed.token_R[:num_rows] + first,
+            source.weights(first, len(scores_CE))[listed.token_R[:num_rows]],
             listed.picks_R[:num_rows].copy(),
             np.diff(listed.end_R[:num_rows], prepend=0),
             listed.expert_N[:num_entries].copy(),
             listed.score_N[:num_entries].copy(),
         )
         parts.append(written)
-    token_R, picks_R, length_R, expert_N, score_N = (np.concatenate(arrays) for arrays in zip(*parts))
+    token_R, weight_R, picks_R, length_R, expert_N, score_N = (np.concatenate(arrays) for arrays in zip(*parts))
     start_R = np.concatenate([[0], np.cumsum(length_R)])
-    return Undecided(token_R, picks_R, start_R, expert_N, score_N), certain_E
+    return Undecided(token_R, weight_R, picks_R, start_R, expert_N, score_N), certain_E
 
 
 def list_all(source: ScoreSource, top_k: int, grid: Grid) -> tuple[Undecided, IntArray]:
     """Screening switched off: every pair that is allowed is undecided, save where a token has no choice."""
     allowed_TE = np.concatenate([rows > -np.inf for _, rows in source.chunks()])
     score_TE = np.concatenate([np.rint(rows.astype(np.float64) * grid.per_unit) for _, rows in source.chunks()])
+    weight_T = source.weights(0, len(allowed_TE))
     free_T = np.count_nonzero(allowed_TE, axis=1) > top_k
-    certain_E = np.count_nonzero(allowed_TE[~free_T], axis=0)
+    certain_E = weight_T[~free_T] @ allowed_TE[~free_T]
     allowed_TE &= free_T[:, None]
     token_R = np.flatnonzero(free_T)
     undecided = Undecided(
         token_R,
+        weight_T[free_T],
         np.full(len(token_R), top_k, np.int32),
         np.concatenate([[0], np.cumsum(np.count_nonzero(allowed_TE[free_T], axis=1))]),
         np.nonzero(allowed_TE)[1].astype(np.int32),
