@@ -168,26 +168,18 @@ def find_contradicted(rows, unit, units_N, price_E, wrong_R, tied_R):  # type: i
 
 
 @jit
-def expert_margins(rows, price_E, start_E, margin_N, weight_N):  # type: ignore[no-untyped-def]
-    """The margins of all entries, expert by expert, and their weights."""
-    place_E = start_E.copy()
-    best = np.empty(price_E.size + 1, np.int64)
-    for row in range(rows.picks_R.size):
-        last_in, first_out = _boundary(row, rows, price_E, best)
-        for n in range(rows.start_R[row], rows.start_R[row + 1]):
-            k = rows.expert_N[n]
-            value = rows.score_N[n] + price_E[k]
-            margin_N[place_E[k]] = value - (first_out if value >= last_in else last_in)
-            weight_N[place_E[k]] = rows.weight_R[row]
-            place_E[k] += 1
-
-
-@jit
-def quantile_steps(start_E, margin_N, weight_N, rank_E, step_E):  # type: ignore[no-untyped-def]
-    """For each expert the rank-th largest margin, which minimizes D along its bias; reorders the margins.
+def quantile_steps(rows, price_E, rank_E, step_E):  # type: ignore[no-untyped-def]
+    """For each expert the rank-th largest margin, which minimizes D along its price.
 
     Returns how many picks are misplaced whichever way ties fall.
     """
+    start_E = np.zeros(price_E.size + 1, np.int64)
+    for k in rows.expert_N:
+        start_E[k + 1] += 1
+    for k in range(price_E.size):
+        start_E[k + 1] += start_E[k]
+    margin_N, weight_N = np.empty_like(rows.score_N), np.empty_like(rows.score_N)
+    _expert_margins(rows, price_E, start_E.copy(), margin_N, weight_N)
     misplaced = 0
     for k in range(rank_E.size):
         margins = margin_N[start_E[k] : start_E[k + 1]]
@@ -204,6 +196,20 @@ def quantile_steps(start_E, margin_N, weight_N, rank_E, step_E):  # type: ignore
         if margins.size > 0:
             step_E[k] = _select(margins, weights, total - max(1, min(rank_E[k], total)))
     return misplaced
+
+
+@jit
+def _expert_margins(rows, price_E, place_E, margin_N, weight_N):  # type: ignore[no-untyped-def]
+    """The margins of all entries and their weights, each expert's from `place_E` on, which moves to their end."""
+    best = np.empty(price_E.size + 1, np.int64)
+    for row in range(rows.picks_R.size):
+        last_in, first_out = _boundary(row, rows, price_E, best)
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            k = rows.expert_N[n]
+            value = rows.score_N[n] + price_E[k]
+            margin_N[place_E[k]] = value - (first_out if value >= last_in else last_in)
+            weight_N[place_E[k]] = rows.weight_R[row]
+            place_E[k] += 1
 
 
 @jit

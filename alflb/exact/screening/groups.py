@@ -18,7 +18,7 @@ from alflb.problem import FloatArray
 
 IntArray = NDArray[np.int64]
 
-_LOOK_AT = 512
+_LOOK_AT = 256
 """Rows among which repeats are looked for first."""
 _FEWER = 4
 """Distinct rows must be fewer than tokens by this factor to be worth looking for them all."""
@@ -81,7 +81,7 @@ def _has_repeats(bits_TB: NDArray[np.uint32]) -> bool:
     """Whether some rows repeat each other as often as `_FEWER` calls for: two of R distinct ones agree once in R."""
     count = min(len(bits_TB), _LOOK_AT)
     rows = bits_TB[np.arange(count) * len(bits_TB) // count]
-    sums = np.sum(rows * np.random.default_rng(0).random(rows.shape[1]), axis=1)
+    sums = rows.astype(np.float64) @ np.sqrt(np.arange(1.0, rows.shape[1] + 1))
     repeats = count - len(np.unique(sums))
     return repeats > min(count / 2, _FEWER * count**2 / 2 / len(bits_TB))
 

@@ -101,8 +101,8 @@ def guess_bias(
 
 
 def _with_usual(noise_E: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Errors of an expert's bias, plus those usual for the other experts'."""
-    return noise_E + np.quantile(noise_E, 0.9)
+    """Errors of an expert's bias, plus those usual for the other experts': nine tenths of them have no larger one."""
+    return noise_E + np.sort(noise_E)[len(noise_E) * 9 // 10]
 
 
 def _final_width(
@@ -129,21 +129,20 @@ def quantile_step(
     count_margins(scores_TE, rows_M, make_scan(scores_TE.dtype, bias_E, width_E, top_k), counts_EB)
     rank_E = np.maximum(rank_E, 0.5)
     spread_E = 2.0 * np.sqrt(rank_E)
-    shift_E, missed_E = _margin_of_rank(counts_EB, width_E, rank_E)
-    high_E, _ = _margin_of_rank(counts_EB, width_E, rank_E - spread_E)
-    low_E, _ = _margin_of_rank(counts_EB, width_E, rank_E + spread_E)
-    return QuantileStep(shift_E, (high_E - low_E) / 4.0, missed_E, counts_EB)
+    ranks_QE = np.stack([rank_E, rank_E - spread_E, rank_E + spread_E])
+    (shift_E, high_E, low_E), missed_QE = _margins_of_ranks(counts_EB, width_E, ranks_QE)
+    return QuantileStep(shift_E, (high_E - low_E) / 4.0, missed_QE[0], counts_EB)
 
 
-def _margin_of_rank(
-    counts_EB: NDArray[np.int64], width_E: NDArray[np.float64], rank_E: NDArray[np.float64]
+def _margins_of_ranks(
+    counts_EB: NDArray[np.int64], width_E: NDArray[np.float64], ranks_QE: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The rank-th largest margin by interpolation inside its bin; the window's end and True if it is outside."""
+    """The margins of these ranks from above, by interpolation inside their bins; the window's end and True outside."""
     from_top_EB = counts_EB[:, BINS::-1]
     reached_EB = np.cumsum(from_top_EB, axis=1)  # column b: margins above the window or in its b highest bins
-    column_E = np.sum(reached_EB < rank_E[:, None], axis=1)
-    missed_E = (column_E == 0) | (column_E > BINS)
-    expert_E, column_E = np.arange(len(rank_E)), np.clip(column_E, 1, BINS)
-    into_bin_E = (rank_E - reached_EB[expert_E, column_E - 1]) / np.maximum(from_top_EB[expert_E, column_E], 1)
-    bins_down_E = column_E - 1 + np.clip(into_bin_E, 0.0, 1.0)
-    return width_E * (1.0 - 2.0 * bins_down_E / BINS), missed_E
+    column_QE = np.sum(reached_EB < ranks_QE[:, :, None], axis=2)
+    missed_QE = (column_QE == 0) | (column_QE > BINS)
+    expert_E, column_QE = np.arange(len(counts_EB)), np.clip(column_QE, 1, BINS)
+    into_bin_QE = (ranks_QE - reached_EB[expert_E, column_QE - 1]) / np.maximum(from_top_EB[expert_E, column_QE], 1)
+    bins_down_QE = column_QE - 1 + np.clip(into_bin_QE, 0.0, 1.0)
+    return width_E * (1.0 - 2.0 * bins_down_QE / BINS), missed_QE

@@ -61,8 +61,7 @@ def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int)
 
 def is_short(undecided: Undecided, room_E: IntArray, unit: int) -> NDArray[np.bool_]:
     """Experts whose undecided entries cannot meet their room, however they fall."""
-    everywhere = np.arange(len(undecided.expert_N))
-    return (room_E < 0) | (room_E > unit * undecided.loads(everywhere, len(room_E)))
+    return (room_E < 0) | (room_E > unit * undecided.loads(slice(None), len(room_E)))
 
 
 def _whole_room(room_E: IntArray, unit: int) -> IntArray:
@@ -84,10 +83,11 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
     """
     rank_E = -(-room_E // unit)
     parity_E = np.arange(len(price_E)) % 2
+    step_E = np.empty_like(price_E)
     best_E, least, idle, in_turns = price_E, np.inf, 0, False
     reach = np.inf
     for turn in itertools.count():
-        misplaced, step_E = _quantile_steps(undecided, price_E, rank_E)
+        misplaced = flow_kernels.quantile_steps(undecided, price_E, rank_E, step_E)
         longest = int(np.abs(step_E).max())
         idle = 0 if misplaced + len(undecided.score_N) / _ENTRIES_PER_PICK < least else idle + 1
         if misplaced < least:
@@ -100,16 +100,6 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
         if _REACH * longest < _CLOSER * reach:
             reach = _REACH * longest
             undecided, _ = undecided.near(price_E, reach, rank_E)
-
-
-def _quantile_steps(undecided: Undecided, price_E: IntArray, rank_E: IntArray) -> tuple[int, IntArray]:
-    """Picks misplaced at these prices however ties fall, and the quantile each price should fall by."""
-    counts_E = np.bincount(undecided.expert_N, minlength=len(price_E))
-    start_E = np.concatenate([[0], np.cumsum(counts_E)])
-    margin_N, weight_N = np.empty((2, len(undecided.score_N)), np.int64)
-    step_E = np.empty_like(price_E)
-    flow_kernels.expert_margins(undecided, price_E, start_E, margin_N, weight_N)
-    return flow_kernels.quantile_steps(start_E, margin_N, weight_N, rank_E, step_E), step_E
 
 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:

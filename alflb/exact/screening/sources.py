@@ -7,6 +7,7 @@ whether a chunk is a slice of one array or a batch generated on the fly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,10 +70,14 @@ class ArraySource(_OneTokenPerRow):
 
     def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """One row from each of equal stretches, at a random place in it (regular steps could beat in time)."""
+        return self.scores_TE, self._sample_M
+
+    @cached_property
+    def _sample_M(self) -> NDArray[np.int64]:
         size = min(self.num_tokens, _SAMPLE)
         edges = np.arange(size) * self.num_tokens // size
         places = np.random.default_rng(0).random(size) * np.diff(edges, append=self.num_tokens)
-        return self.scores_TE, edges + places.astype(np.int64)
+        return edges + places.astype(np.int64)
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """Slices of the array."""

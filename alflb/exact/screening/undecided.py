@@ -60,11 +60,10 @@ class Undecided(NamedTuple):
         """The weight of each entry's row."""
         return np.repeat(self.weight_R, np.diff(self.start_R))
 
-    def loads(self, places: IntArray, num_experts: int) -> IntArray:
+    def loads(self, places: IntArray | slice, num_experts: int) -> IntArray:
         """Loads, in tokens, of the experts at these places."""
-        load_E = np.zeros(num_experts, np.int64)
-        np.add.at(load_E, self.expert_N[places], self.weight_N[places])
-        return load_E
+        load_E = np.bincount(self.expert_N[places], self.weight_N[places], minlength=num_experts)
+        return load_E.astype(np.int64)
 
     def near(self, price_E: IntArray, reach: int, rank_E: IntArray) -> tuple[Undecided, IntArray]:
         """The matrix of the entries within `reach` of a tie, and their places; other picks are deducted from ranks."""
