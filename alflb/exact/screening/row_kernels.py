@@ -1,5 +1,4 @@
-"""Compiled loops over rows of scores: count margins, collect the undecided entries, check the optimum; route rows
-for the streaming solver.
+"""Compiled loops over rows of scores: count margins, collect the undecided entries, check the optimum.
 
 For a row whose K-th and (K+1)-th largest biased scores are A >= B, the *margin* of expert k is ``biased - B`` if
 k is among the K best and ``biased - A`` otherwise: by so much may the bias of k alone fall (rise) before the
@@ -8,7 +7,7 @@ token drops k (picks it up).
 In the scores' own type, A and B of as many rows as a register has lanes are found at once, by the allocator's sorting
 network (`alflb.kernels._blocks`); each row is then read once more, sixteen experts at a time.
 
-In integers, and in float64 for the streaming solver, rows are taken one by one. The row goes to a buffer padded to
+In integers rows are taken one by one. The row goes to a buffer padded to
 whole vectors. The maxima of the buffer's *lanes* (positions equal modulo the number of lanes) come first: B cannot be
 below the (K+1)-th largest of them. The few entries within reach of that bound, the *survivors*, are then ranked by
 counting.
@@ -50,7 +49,6 @@ from alflb.kernels._simd import (
     store,
     to_grid,
 )
-from alflb.kernels._splitmix import splitmix
 from alflb.problem import FloatArray
 
 BINS = 32
@@ -465,103 +463,6 @@ def count_decided(scores_TE, per_unit, price_P, reach, top_k, lanes, load_E, clo
         if not close_T[token]:
             for n in range(count):
                 load_E[near[n]] += value[n] >= last_in
-
-
-@jit
-def route_rows(  # type: ignore[no-untyped-def]
-    scores_TE, bias_E, bias_P, width_P, top_k, lanes, dither, seed, top_exponent,
-    load_E, count_EEB, loss_EEB, gap_T, experts_TK, sums,
-):  # fmt: skip
-    """Top-K of scores + bias in float64, and what each row would lose by its cheapest swap.
-
-    `bias_P` is the bias in the scores' own type, in which candidates are found, and `width_P` covers that rounding and
-    the dither. Where the K-th and (K+1)-th largest are within `dither` of each other, hashed numbers in [0, dither)
-    are added first, so that ties are shared out among the experts as a smooth density would be.
-
-    The swap gives up the last expert in for the first one out. Its (dithered) margin, at most 2^top_exponent, decides
-    the bin of `count_EEB[last in, first out]`; bin b >= 1 holds margins in [1/2, 1) 2^(top_exponent + b + 1 - bins),
-    bin 0 smaller ones. `loss_EEB` adds what the swap loses of score + bias, without dither.
-
-    `gap_T` receives the margins (inf where no swap is allowed), `experts_TK` the chosen experts.
-    `sums` adds up, compensated, the K largest (0, 1) and the chosen (2, 3), and plainly the sizes of all chosen (4).
-    """
-    num_tokens, num_experts = scores_TE.shape
-    num_bins = count_EEB.shape[2]
-    flat = scores_TE.reshape(-1)
-    lowest, highest = flat.dtype.type(-np.inf), flat.dtype.type(np.inf)
-    biased, lane_best, near, value = _row_buffers(bias_P, lanes, lowest)
-    exact = np.empty(value.size)
-    dithered = np.empty(value.size)
-    for token in range(num_tokens):
-        start = token * num_experts
-        _add_bias(flat, start, num_experts, bias_P, biased)
-        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, lowest, highest)
-        for n in range(count):
-            exact[n] = np.float64(flat[start + near[n]]) + bias_E[near[n]]
-        store(exact, count, splat(-np.inf))
-        last_in, first_out = _boundary(exact, count + 1, top_k, np.inf)
-        ranked = exact
-        is_close = last_in - first_out <= dither
-        if is_close:
-            _add_compensated(sums, 0, _sum_largest(exact, count, last_in, top_k))
-            for n in range(count):
-                dithered[n] = exact[n] + dither * _hashed(seed, np.uint64(start + near[n]))
-            store(dithered, count, splat(-np.inf))
-            last_in, first_out = _boundary(dithered, count + 1, top_k, np.inf)
-            ranked = dithered
-        left = top_k  # picks for values equal to the last one in
-        if last_in == first_out:
-            for n in range(count):
-                left -= ranked[n] > last_in
-        chosen = 0.0
-        size = 0.0
-        picks = 0
-        leaving = -1
-        entering = -1
-        for n in range(count):
-            is_last = ranked[n] == last_in and left > 0
-            if ranked[n] > last_in or is_last:
-                k = near[n]
-                load_E[k] += 1
-                experts_TK[token, picks] = k
-                picks += 1
-                chosen += exact[n]
-                size += abs(exact[n])
-                if is_last:
-                    leaving = n
-                    left -= 1
-            elif ranked[n] == first_out and entering < 0:
-                entering = n
-        gap_T[token] = np.inf
-        if entering >= 0 and first_out > -np.inf:
-            gap_T[token] = last_in - first_out
-            _, exponent = math.frexp(math.ldexp(last_in - first_out, -top_exponent))
-            if exponent <= 0:
-                b = max(0, num_bins - 1 + exponent)
-                count_EEB[near[leaving], near[entering], b] += 1
-                loss_EEB[near[leaving], near[entering], b] += exact[leaving] - exact[entering]
-        if not is_close:
-            _add_compensated(sums, 0, chosen)
-        _add_compensated(sums, 2, chosen)
-        sums[4] += size
-
-
-@jit
-def _sum_largest(value, count, last_in, top_k):  # type: ignore[no-untyped-def]
-    """The K largest of the first `count` values added up, `last_in` being the K-th."""
-    left = top_k
-    total = 0.0
-    for n in range(count):
-        if value[n] > last_in:
-            total += value[n]
-            left -= 1
-    return total + left * last_in
-
-
-@jit
-def _hashed(seed, index):  # type: ignore[no-untyped-def]
-    """A number in [0, 1) that looks random."""
-    return np.float64(splitmix(seed, index + np.uint64(1)) >> np.uint64(11)) * 2.0**-53
 
 
 @jit
