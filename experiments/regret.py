@@ -144,15 +144,20 @@ def setting(name: str) -> Setting:
     )
 
 
+def start(population: str) -> NDArray[np.float64]:
+    """The first bias, `START` from p*."""
+    optimum_E = setting(population).optimum_E
+    direction_E = np.where(np.arange(optimum_E.size) % 2, 1.0, -1.0) / math.sqrt(optimum_E.size)
+    return np.asarray(optimum_E + START * direction_E)
+
+
 def run(cell: Row, seed: int) -> list[Row]:
     """One run: pseudo-regret at log-spaced steps, and hindsight regret after a tenth of them."""
     here = setting(cell["population"])
-    num_experts = here.stream.num_experts
-    direction_E = np.where(np.arange(num_experts) % 2, 1.0, -1.0) / math.sqrt(num_experts)
-    start_E = here.optimum_E + START * direction_E
-    rule = _rule(cell, here)
+    start_E = start(cell["population"])
+    rule = projected_rule(cell, here)
     path = simulate(here.stream, rule, top_k=here.top_k, num_steps=cell["num_steps"], seed=seed, bias_init=start_E)
-    excess_N = _values(cell["population"], path.bias_NE[:-1]) - here.population.value(here.optimum_E)
+    excess_N = population_values(cell["population"], path.bias_NE[:-1]) - here.population.value(here.optimum_E)
     steps_C = checkpoints(cell["num_steps"])
     early = cell["num_steps"] // 10
     return [
@@ -174,7 +179,8 @@ def checkpoints(num_steps: int) -> NDArray[np.int64]:
     return np.unique(np.round(np.geomspace(1, num_steps, round(10 * math.log10(num_steps)) + 1)).astype(np.int64))
 
 
-def _rule(cell: Row, here: Setting) -> Projected:
+def projected_rule(cell: Row, here: Setting) -> Projected:
+    """The rule of a cell (`rule`, `schedule`, `strength`), its biases kept within the radius of the setting."""
     gain = cell["strength"] / here.curvature  # eta at n = 1
     if cell["rule"] == "sign":
         step_size = gain * here.noise / math.sqrt(2 / math.pi)
@@ -189,7 +195,8 @@ def _rule(cell: Row, here: Setting) -> Projected:
     return Projected(make_rule(cell["rule"], schedule), radius=here.radius)
 
 
-def _values(population: str, bias_NE: NDArray[np.float64]) -> NDArray[np.float64]:
+def population_values(population: str, bias_NE: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The exact value of the dual, f, at each bias."""
     here = setting(population)
     offset_E = here.stream.offset_E()
     if population == "gumbel":
