@@ -122,7 +122,7 @@ def figure(rows: list[Row]) -> Figure:
 def _draw_gaps(axis: Axes, runs: list[Row], rule: str) -> None:
     for row, color in zip(runs, ramp(len(runs))):
         axis.loglog(row["shown_n"], np.maximum(row["gap_n"], 1e-9), color=color, label=f"u = {row['step_size']:g}")
-    axis.set(xlabel="step n", ylabel="D(p$_n$) / LP* − 1", title=f"{rule}, real trace")
+    axis.set(xlabel="step n", ylabel="D(p$_n$) / LP* − 1", title=f"{rule}, shipped trace")
     axis.legend(fontsize=6.5, ncols=2)
 
 
