@@ -38,7 +38,7 @@ CLAIM = (
 )
 VERDICT = (
     "Supported for an optimum that moves steadily; refuted for real text, whose optimum jumps: the predicted "
-    "step is up to 3.4 times too large."
+    "step is up to 3.2 times too large."
 )
 
 SEEDS = 3
