@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alflb.exact import SolverError as SolverError
     from alflb.exact import StreamingSolution as StreamingSolution
     from alflb.exact import solve_exact as solve_exact
+    from alflb.exact import solve_many as solve_many
     from alflb.exact import solve_streaming as solve_streaming
     from alflb.kernels import backend_names as backend_names
     from alflb.kernels.routing import route as route
@@ -106,6 +107,7 @@ _HOME = {
     "settling_time": "metrics",
     "simulate": "simulation",
     "solve_exact": "exact",
+    "solve_many": "exact",
     "solve_streaming": "exact",
     "step_certificate": "duality",
     "stream_names": "streams",

@@ -447,26 +447,6 @@ def add_bits(_, array, index, bits):
     return types.void(array, types.intp, types.uint64), codegen
 
 
-def _plain_to_grid(vector, per_unit, forbidden):
-    scaled = vector.astype(np.float64) * per_unit
-    allowed = scaled > -np.inf
-    return np.where(allowed, np.rint(np.where(allowed, scaled, 0.0)).astype(np.int64), forbidden)
-
-
-@in_llvm(_plain_to_grid)
-def to_grid(_, vector, per_unit, forbidden):
-    """Integers nearest to vector * per_unit; `forbidden` where the vector is -inf."""
-
-    def codegen(context, builder, signature, args):
-        scaled, whole = _scaled(builder, args[0], args[1])
-        allowed = builder.fcmp_ordered(">", scaled, ir.Constant(scaled.type, [-np.inf] * WIDTH))
-        safe = builder.select(allowed, whole, ir.Constant(scaled.type, [0.0] * WIDTH))
-        integers = builder.fptosi(safe, ir.VectorType(_I64, WIDTH))
-        return builder.select(allowed, integers, every_lane(builder, args[2], WIDTH))
-
-    return Vector(types.int64)(vector, types.float64, types.int64), codegen
-
-
 def _plain_off_grid(vector, per_unit):
     scaled = vector.astype(np.asarray(per_unit).dtype) * per_unit
     return np.uint64(_pack(scaled != np.rint(scaled)))
@@ -477,19 +457,15 @@ def off_grid(_, vector, per_unit):
     """Bit n of the result says whether element n times per_unit, in the type of that, is not a whole number."""
 
     def codegen(context, builder, signature, args):
-        scaled, whole = _scaled(builder, *args)
+        numbers, factor = args
+        kind = ir.VectorType(factor.type, WIDTH)
+        wide = numbers if numbers.type == kind else builder.fpext(numbers, kind)
+        scaled = builder.fmul(wide, every_lane(builder, factor, WIDTH))
+        bits = 32 if factor.type == ir.FloatType() else 64
+        whole = _call(builder, f"llvm.rint.v{WIDTH}f{bits}", kind, scaled)
         return _bits_of(builder, builder.fcmp_ordered("!=", scaled, whole))
 
     return types.uint64(vector, per_unit), codegen
-
-
-def _scaled(builder, vector, per_unit):
-    """Return vector * per_unit in the type of per_unit, a power of two; and the same rounded to integers."""
-    kind = ir.VectorType(per_unit.type, WIDTH)
-    wide = vector if vector.type == kind else builder.fpext(vector, kind)
-    scaled = builder.fmul(wide, every_lane(builder, per_unit, WIDTH))
-    bits = 32 if per_unit.type == ir.FloatType() else 64
-    return scaled, _call(builder, f"llvm.rint.v{WIDTH}f{bits}", kind, scaled)
 
 
 def _pack(is_set):

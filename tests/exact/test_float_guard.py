@@ -34,9 +34,8 @@ def certify(scores_TE, prices, guard=None):
         sums=np.zeros(2),
         is_lossless=np.ones(1, np.bool_),
     )
-    is_complete = certify_rows(
-        scores_TE, 0, proof if guard is None else proof._replace(guard=guard), NOTHING_LISTED, found
-    )
+    given = proof if guard is None else proof._replace(guard=guard)
+    is_complete = certify_rows(scores_TE, np.ones(num_tokens, np.int64), 0, given, NOTHING_LISTED, found)
     return is_complete, found, proof.guard
 
 

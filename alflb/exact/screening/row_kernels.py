@@ -44,6 +44,9 @@ from alflb.problem import FloatArray
 BINS = 32
 """Bins of a margin histogram; one more counts the margins above the window, another those below."""
 
+_NARROW = 64
+"""Most experts of rows that are read where they lie."""
+
 FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
 
@@ -88,9 +91,12 @@ def make_scan(dtype: np.dtype[Any], bias_E: FloatArray, width_E: FloatArray, top
 
 @jit
 def _bound_tile(flat, token, rows, num_experts, scan):  # type: ignore[no-untyped-def]
-    """Bound a register of rows (`bound_rows`): the array that holds them, padded, and where the first one starts."""
+    """Bound a register of rows (`bound_rows`): the array that holds them, padded, and where the first one starts.
+
+    Wide rows are copied first, since reading many at once where they lie is slow.
+    """
     stride = scan.routing.bias_P.size
-    if rows == scan.scratch.sum_L.size and num_experts == stride:
+    if rows == scan.scratch.sum_L.size and num_experts == stride <= _NARROW:
         source, start = flat, token * stride
     else:
         copy_rows(flat, token * num_experts, rows, num_experts, stride, scan.scratch.tile)
@@ -107,7 +113,7 @@ def count_margins(scores_TE, rows_M, scan, counts_EB):  # type: ignore[no-untype
     ----------
     scores_TE : float32 or float64 array
     rows_M : int64 array
-        Indices of the rows to look at.
+        Indices of the rows to look at, ascending.
     scan : RowScan
     counts_EB : int64 array, shape (E, BINS + 1)
         Counts are added to it; margins below the window are left out.
@@ -122,14 +128,18 @@ def count_margins(scores_TE, rows_M, scan, counts_EB):  # type: ignore[no-untype
     above_P[:] = 0
     for first in range(0, rows_M.size, lanes):
         rows = min(lanes, rows_M.size - first)
-        for row in range(rows):
-            copy_rows(flat, rows_M[first + row] * num_experts, 1, num_experts, stride, tile[row * stride :])
-        bound_rows(tile, 0, routing, scratch)
+        if rows_M[first + rows - 1] - rows_M[first] == rows - 1:
+            source, start = _bound_tile(flat, rows_M[first], rows, num_experts, scan)
+        else:
+            for row in range(rows):
+                copy_rows(flat, rows_M[first + row] * num_experts, 1, num_experts, stride, tile[row * stride :])
+            bound_rows(tile, 0, routing, scratch)
+            source, start = tile, 0
         for row in range(rows):
             last_in = scratch.best_KL[(top_k - 1) * lanes + row]
             first_out = scratch.best_KL[top_k * lanes + row]
             for k in range(0, stride, WIDTH):
-                biased = add(load(tile, row * stride + k), load(routing.bias_P, k))
+                biased = add(load(source, start + row * stride + k), load(routing.bias_P, k))
                 margin = margins(biased, last_in, first_out)
                 place = multiply(add(margin, load(width_P, k)), load(bins_per_unit_P, k))
                 above = at_least(place, most)
