@@ -237,12 +237,12 @@ def _searched(memory: Memory, batch: _Batch) -> Memory:
     """
     count, total, squares = memory.calm
     top, bottom = batch.answer(memory.usual_E, memory.ahead_E)
-    score = top * math.sqrt(batch.degrees / bottom) if bottom > 0.0 else 0.0
+    slope, score = (top / bottom, top * math.sqrt(batch.degrees / bottom)) if bottom > 0.0 else (0.0, 0.0)
     usual = total / max(count, 1.0)
     spread = math.sqrt(max(squares / max(count, 1.0) - usual**2, 1.0))
     alarm = max(0.0, memory.alarm + (score - usual) / spread - ALARM_SLACK) if count >= CALM_BATCHES else 0.0
-    peak = max(memory.peak, (score, top / bottom)) if alarm > 0.0 else (0.0, 0.0)
-    if alarm > ALARM and top > 0.0:
+    peak = max(memory.peak, (score, slope)) if alarm > 0.0 else (0.0, 0.0)
+    if alarm > ALARM and slope > 0.0:
         return replace(memory, curvature=peak[1], step_size=1.0 / peak[1], noise=1.0)
     calm = memory.calm if alarm > 0.0 or bottom == 0.0 else (count + 1.0, total + score, squares + score**2)
     gain = max(1.0 / (count + 1.0), 1.0 - MEMORY)
@@ -283,7 +283,10 @@ def _measured(memory: Memory, batch: _Batch, jumps: bool) -> Memory:
 
 
 def _jump(memory: Memory, batch: _Batch, shortfall_E: Vector, back_E: Vector) -> tuple[Vector, Memory]:
-    """From `back_E`, where the shortfall was this, a Newton step less the share of noise; log(target / load), order 2."""
+    """A Newton step from `back_E`, where the shortfall was this, less its share of noise.
+
+    It is log(target / load) to second order.
+    """
     size = batch.inner(shortfall_E, shortfall_E)
     signal = max(0.0, 1.0 - max(memory.noise, 1.0) / size) if size > 0.0 else 0.0
     move_E = back_E + signal * memory.step_size * 2.0 * shortfall_E / (2.0 - shortfall_E)
