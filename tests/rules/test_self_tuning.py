@@ -289,9 +289,9 @@ def test_it_loses_where_curvatures_differ_by_orders_of_magnitude():
     assert own >= 1.5 * rival
 
 
-@pytest.mark.parametrize("name", [name for name in stream_names() if name != "trace"])
+@pytest.mark.parametrize("name", sorted({*stream_names()} - {"trace", "documents"}))
 def test_the_search_ends_in_time(name):
-    """Whatever the stream: noise does not end it early, and loads that answer do."""
+    """Noise does not end it early, and loads that answer do, wherever a batch is more than a few documents."""
     stream = make_stream(name, num_tokens=256, num_experts=16)
     for seed in range(3):
         run = simulate(stream, RULE, top_k=2, num_steps=30, seed=seed)
