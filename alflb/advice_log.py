@@ -40,7 +40,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LogAdvice:
-    """What `advise_from_log` found; intervals are 95%, robust to experts that differ from each other."""
+    """What `advise_from_log` found; of two kinds of 95% intervals, one robust to experts that differ, the wider."""
 
     curvature: Interval
     """Relative change of an expert's load per score unit of its bias."""
@@ -118,16 +118,14 @@ def advise_from_log(bias: ArrayLike, load: ArrayLike, *, target: ArrayLike | Non
     model = _Model(bias_NE, shortfall_NE, target_E.mean() / target_E)
     logs = model.estimate()
     curvature, noise, _ = np.exp(logs)
-    covariance = model.covariance(logs)
-    spread = _QUANTILE * np.sqrt(np.diag(covariance))
+    spread = model.half_widths(logs, np.eye(3))
     if model.evidence_of_answers(logs) < EVIDENCE or not spread[0] <= np.log(4.0):
         raise ValueError(
             "the log does not tell the curvature: loads do not answer the bias beyond chance; log more steps, or a "
             "phase in which biases move further"
         )
     walks = model.walks(logs, spread[2])
-    to_ratio = np.array([2.0, -1.0, 1.0])
-    ratio_spread = np.exp(_QUANTILE * np.sqrt(to_ratio @ covariance @ to_ratio))
+    ratio_spread = np.exp(model.half_widths(logs, np.array([[2.0, -1.0, 1.0]]))[0])
     ratio, low, high = (curvature**2 * walk / noise for walk in walks)
     best = Interval(*map(_kalman_gain, (ratio, min(low, ratio / ratio_spread), max(high, ratio * ratio_spread))))
     half = len(load_NE) // 2
@@ -195,15 +193,22 @@ class _Model:
             logs = tries[best - 1]
         return np.asarray(logs)
 
-    def covariance(self, logs: Vector) -> Vector:
-        """Covariance of the logarithms, with experts as independent clusters."""
+    def half_widths(self, logs: Vector, direction_DP: Vector) -> Vector:
+        """Half widths of 95% intervals of linear functions of the logarithms.
+
+        The larger of two variances is taken: that of the likelihood, and the robust one with experts as clusters. With
+        few experts the robust one alone is too small as often as not; both go with Student's t of E - 1.
+        """
         points = logs + DIFFERENCE * np.vstack([np.eye(3), -np.eye(3)])
         values_BE = self.log_likelihood_BE(points)
         scores_PE = (values_BE[:3] - values_BE[3:]) / (2 * DIFFERENCE)
         experts = scores_PE.shape[1]
         _, bend = self._derivatives(logs)
-        inverse = np.linalg.inv(bend - 1e-9 * np.abs(np.trace(bend)) * np.eye(3))
-        return np.asarray(inverse @ (scores_PE @ scores_PE.T) @ inverse * experts / (experts - 1))
+        plain = -np.linalg.inv(bend - 1e-9 * np.abs(np.trace(bend)) * np.eye(3))
+        robust = plain @ (scores_PE @ scores_PE.T) @ plain
+        variances = [np.einsum("dp,pq,dq->d", direction_DP, matrix, direction_DP) for matrix in (plain, robust)]
+        quantile = stats.t.ppf(0.975, experts - 1)
+        return np.asarray(quantile * np.sqrt(np.maximum(*variances) * experts / (experts - 1)))
 
     def evidence_of_answers(self, logs: Vector) -> float:
         """Log likelihood ratio against loads that move as they do, but not with the bias."""

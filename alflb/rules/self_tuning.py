@@ -87,6 +87,8 @@ class Memory:
     """Number, sum and sum of squares of the scores of the search before the loads answered."""
     alarm: float = 0.0
     """The CUSUM chart of these scores, standard deviations."""
+    peak: tuple[float, float] = (0.0, 0.0)
+    """The largest score since the alarm rose, and its slope; larger moves meet loads that cannot answer any more."""
     curvature: float = 0.0
     """Relative change of load per score unit; 0 while it is searched."""
     noise: float = 0.0
@@ -203,14 +205,16 @@ class SelfTuning(Rule):
         is_new = not np.array_equal(batch.load_E, state.load_E)
         if state.curvature == 0.0:
             state = _searched(state, batch)
-            jumps = state.curvature > 0.0
+            arrives, jumps = state.curvature > 0.0, False
         else:
-            jumps = is_new and batch.size > SURPRISE * max(state.noise, 1.0)
+            arrives, jumps = False, is_new and batch.size > SURPRISE * max(state.noise, 1.0)
             state = _measured(state, batch, jumps) if is_new else state
         if state.curvature == 0.0:
             move_E, state = _searching_move(state, batch)
-        elif jumps:
-            move_E, state = _jump(state, batch)
+        elif arrives and batch.size > batch.inner(state.usual_E, state.usual_E):  # the search went too far
+            move_E, state = _jump(state, batch, state.usual_E, -state.ahead_E)
+        elif arrives or jumps:
+            move_E, state = _jump(state, batch, batch.shortfall_E, np.zeros_like(bias_E))
         else:
             move_E, state = _tracking_move(state, batch, is_new)
         usual_tokens = _blend(state.usual_tokens, batch.tokens) if state.usual_tokens > 0.0 else batch.tokens
@@ -233,16 +237,18 @@ def _searched(memory: Memory, batch: _Batch) -> Memory:
     """
     count, total, squares = memory.calm
     top, bottom = batch.answer(memory.usual_E, memory.ahead_E)
-    score = top * math.sqrt(batch.degrees / bottom) if bottom > 0.0 else 0.0
+    slope, score = (top / bottom, top * math.sqrt(batch.degrees / bottom)) if bottom > 0.0 else (0.0, 0.0)
     usual = total / max(count, 1.0)
     spread = math.sqrt(max(squares / max(count, 1.0) - usual**2, 1.0))
     alarm = max(0.0, memory.alarm + (score - usual) / spread - ALARM_SLACK) if count >= CALM_BATCHES else 0.0
-    if alarm > ALARM and top > 0.0:
-        return replace(memory, curvature=top / bottom, step_size=bottom / top, noise=1.0)
+    peak = max(memory.peak, (score, slope)) if alarm > 0.0 else (0.0, 0.0)
+    if alarm > ALARM and slope > 0.0:
+        return replace(memory, curvature=peak[1], step_size=1.0 / peak[1], noise=1.0)
     calm = memory.calm if alarm > 0.0 or bottom == 0.0 else (count + 1.0, total + score, squares + score**2)
     gain = max(1.0 / (count + 1.0), 1.0 - MEMORY)
     usual_E = memory.usual_E + gain * (batch.shortfall_E - memory.usual_E)
-    return replace(memory, calm=calm, alarm=alarm, usual_E=usual_E, ahead_E=(1.0 - gain) * memory.ahead_E)
+    ahead_E = (1.0 - gain) * memory.ahead_E
+    return replace(memory, calm=calm, alarm=alarm, peak=peak, usual_E=usual_E, ahead_E=ahead_E)
 
 
 def _searching_move(memory: Memory, batch: _Batch) -> tuple[Vector, Memory]:
@@ -276,11 +282,14 @@ def _measured(memory: Memory, batch: _Batch, jumps: bool) -> Memory:
     return replace(memory, curvature=curvature, persistence=persistence, step_size=step_size)
 
 
-def _jump(memory: Memory, batch: _Batch) -> tuple[Vector, Memory]:
-    """A Newton step, less the share of noise in the shortfall; log(target / load) to second order."""
-    signal = max(0.0, 1.0 - max(memory.noise, 1.0) / batch.size)
-    shortfall_E = batch.shortfall_E
-    move_E = signal * memory.step_size * 2.0 * shortfall_E / (2.0 - shortfall_E)
+def _jump(memory: Memory, batch: _Batch, shortfall_E: Vector, back_E: Vector) -> tuple[Vector, Memory]:
+    """A Newton step from `back_E`, where the shortfall was this, less its share of noise.
+
+    It is log(target / load) to second order.
+    """
+    size = batch.inner(shortfall_E, shortfall_E)
+    signal = max(0.0, 1.0 - max(memory.noise, 1.0) / size) if size > 0.0 else 0.0
+    move_E = back_E + signal * memory.step_size * 2.0 * shortfall_E / (2.0 - shortfall_E)
     offset_ME = _averaged(memory, move_E, _weight(memory, batch)) - move_E
     return move_E, replace(memory, offset_ME=offset_ME, noise=_noise(memory, batch))
 
