@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ class Damped(ScheduledRule):
     >>> rule.step(np.array([1.0, -1.0]), seen, ())[0].tolist()
     [0.5, -0.5]
     """
+
+    on_tensors: ClassVar[bool] = True
 
     damping: float = 1e-3
 

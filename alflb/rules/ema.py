@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ class Ema(ScheduledRule):
     >>> rule.step(np.zeros(3), seen, rule.init(3))[0].tolist()
     [-0.25, 0.25, 0.0]
     """
+
+    on_tensors: ClassVar[bool] = True
 
     beta: float = 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,12 +100,29 @@ class LayerReport:
         return load_E, None if self.target_E is None else load_E.sum() * self.target_E / self.target_E.sum()
 
 
-@dataclass(frozen=True, eq=False)
 class StepReport:
-    """One step of the balancer: its number t = 1, 2, ... and every layer that saw tokens in it."""
+    """One step of the balancer: its number t = 1, 2, ... and every layer that saw tokens in it.
 
-    step: int
-    layers: tuple[LayerReport, ...]
+    Parameters
+    ----------
+    step : int
+    layers : tuple of LayerReport, or callable that returns one
+        A callable is called when the layers are first looked at, which waits for the device they are on.
+    """
+
+    def __init__(self, step: int, layers: tuple[LayerReport, ...] | Callable[[], tuple[LayerReport, ...]]) -> None:
+        self.step = step
+        self._layers = layers
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """The layers that saw tokens; raises what the step has found wrong, if that has waited until now."""
+        if callable(self._layers):
+            self._layers = self._layers()
+        return self._layers
+
+    def __repr__(self) -> str:
+        return f"StepReport(step={self.step})"
 
     def as_dict(self, prefix: str = "alflb", num_ranks: int | None = None) -> dict[str, float]:
         """A flat dict as TensorBoard and W&B take it: every layer's numbers, and how MaxVio is spread over layers.
