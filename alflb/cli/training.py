@@ -81,8 +81,9 @@ def capture(
     from alflb.traces import write_trace
     from alflb.training import capture as capture_routers
 
+    words = text.read_text(encoding="utf-8")
     network, tokenizer = _load(model)
-    ids = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"][:tokens]
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"][:tokens]
     if not ids:
         raise ValueError(f"{text} holds no tokens; pass a text file")
     traces = capture_routers(network, _sequences(ids, length))
@@ -101,6 +102,8 @@ def _load(name: str) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError:
         raise ValueError("capture needs transformers: pip install 'alflb[models]'") from None
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise ValueError(f"{name} is no folder; give one that save_pretrained has written, or a name on the hub")
     return AutoModelForCausalLM.from_pretrained(name, dtype="auto"), AutoTokenizer.from_pretrained(name)
 
 

@@ -27,11 +27,12 @@ class Hints:
 
     def experts_of(self, found: int | None, where: object) -> int:
         """E: as found in the log, or else as said; ValueError if neither, or both and different."""
-        if found is None and self.num_experts is None:
+        num_experts = self.num_experts if found is None else found
+        if num_experts is None:
             raise ValueError(
                 f"{where} lists chosen experts, but not how many there are: pass num_experts (--experts); an expert "
                 "that no token chose would be missed"
             )
-        if found is not None and self.num_experts not in (None, found):
-            raise ValueError(f"num_experts is {self.num_experts}, but {where} has {found} experts")
-        return self.num_experts if found is None else found  # type: ignore[return-value]
+        if self.num_experts not in (None, num_experts):
+            raise ValueError(f"num_experts is {self.num_experts}, but {where} has {num_experts} experts")
+        return num_experts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,7 +128,8 @@ def _by_step(name: str, values: list[tuple[int, Any]]) -> dict[int, Any]:
     return found
 
 
-def _candidates(metrics: set[str], pattern: str | None, among: Any) -> list[str]:
+def _candidates(metrics: set[str], pattern: str | None, among: Callable[[set[str]], list[str]]) -> list[str]:
+    """What a pattern names, or what may be meant without one."""
     if pattern is None:
         return among(metrics)
     found = [metric for metric in metrics if fnmatch.fnmatchcase(metric, pattern)]

@@ -21,6 +21,8 @@ _EXACT_UP_TO = {"bf16": 2**8, "fp16": 2**11}
 """Every whole number up to here is representable, so smaller counts tell nothing."""
 _FEWEST_COUNTS = 30
 """Half of the counts just above the limit are representable: 2^-30 of all runs would look rounded by chance."""
+_FEWEST_TOKENS = 8
+"""Fewer tokens may choose the same experts by chance."""
 _FEWEST_VALUES = 6
 """Counts that are all alike, as at exact balance, are one number and not evidence."""
 _FEWEST_BIASES = 4
@@ -42,8 +44,8 @@ class Suspicion:
     """Something in a record that a healthy run does not show."""
 
     check: str
-    """One of "totals", "rounded counts", "rounded bias", "resolution", "unmoved bias", "frozen experts", "sign",
-    "unrelated", "permuted", "runaway", "delay", "jump" or "ranks"."""
+    """One of "totals", "rounded counts", "one choice", "rounded bias", "resolution", "unmoved bias", "frozen experts",
+    "sign", "unrelated", "permuted", "runaway", "delay", "jump" or "ranks"."""
     evidence: str
     """What was seen, with numbers."""
     likely_causes: str
@@ -107,7 +109,11 @@ def diagnose(
     counts_NE = _check_counts(counts)
     ratio_N = counts_NE.sum(axis=1) / check_count(num_picks, "num_picks")
     once_NE = counts_NE / ratio_N[0] if _is_multiple(ratio_N) else counts_NE  # doubled counts are even, not rounded
-    found = [_totals(ratio_N), *(_rounded_counts(once_NE, precision) for precision in PRECISIONS)]
+    found = [
+        _totals(ratio_N),
+        *(_rounded_counts(once_NE, precision) for precision in PRECISIONS),
+        _one_choice(counts_NE),
+    ]
     if bias is not None:
         bias_NE = _check_record(counts, bias)[1]
         load_NE = counts_NE if loads is None else _check_record(loads, bias, "loads")[0]
@@ -217,6 +223,22 @@ def _rounded_counts(counts_NE: FloatArray, precision: str) -> Suspicion | None:
         "rounded counts",
         f"all {large.size} counts above {_EXACT_UP_TO[precision]} are {precision} numbers",
         f"the counter is a {precision} buffer (cast with the model), or was reduced over ranks in {precision}",
+    )
+
+
+def _one_choice(counts_NE: FloatArray) -> Suspicion | None:
+    """Batches in which some experts get every token and the others none: scores decide nothing."""
+    half_NE = counts_NE[len(counts_NE) // 2 :]
+    largest_N = half_NE.max(axis=1)
+    all_or_nothing_N = ((half_NE == 0) | (half_NE == largest_N[:, None])).all(axis=1) & (half_NE == 0).any(axis=1)
+    share = float(np.mean(all_or_nothing_N & (largest_N >= _FEWEST_TOKENS)))
+    if share < 0.5:
+        return None
+    return Suspicion(
+        "one choice",
+        f"in {share:.0%} of the batches of the last half all tokens chose the same experts, and no other ones",
+        "biases decide alone: scores differ by less than the spacing of float32 at the size of the biases (1e-6 near "
+        "12), or by much less than a step; take the mean off the bias, and choose a step size in the scores' own scale",
     )
 
 

@@ -1,5 +1,6 @@
 """The MoE blocks of every model family in the installed transformers, tiny and with random weights."""
 
+import ast
 import contextlib
 import importlib
 import inspect
@@ -21,9 +22,20 @@ SMALL = {
     "shared_intermediate_size": 8, "moe_shared_intermediate_size": 8, "kv_channels": 8,
     "num_experts": NUM_EXPERTS, "num_local_experts": NUM_EXPERTS, "n_routed_experts": NUM_EXPERTS,
     "moe_num_experts": NUM_EXPERTS, "num_experts_per_tok": TOP_K, "moe_topk": TOP_K, "moe_top_k": TOP_K, "moe_k": TOP_K,
-    "top_k_experts": TOP_K, "n_group": 1, "topk_group": 1, "num_shared_experts": 1, "n_shared_experts": 1,
+    "top_k_experts": TOP_K, "part_features": 4, "n_group": 1, "topk_group": 1, "num_shared_experts": 1,
+    "n_shared_experts": 1,
 }  # fmt: skip
 """Sizes by the names that configs give them; a config takes those that it has."""
+
+IN_CHECKPOINTS_ONLY = {"Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 8}}
+"""What a block reads from its config and only checkpoints set, by class of config."""
+
+CALLS = {
+    "JetMoeMoA": lambda block, x: block.map(x)[0],
+    "JetMoeAttention": lambda block, x: block(x, position_embeddings=(torch.ones_like(x[..., :8]),) * 2),
+    "VitPoseBackboneMoeMLP": lambda block, x: block(x, torch.zeros(len(x), dtype=torch.int64)),
+}
+"""How to call blocks that take more than hidden states."""
 
 WHOLE_LAYERS = ("gemma4", "diffusion_gemma")
 
@@ -47,21 +59,31 @@ def moe_blocks():
     """Family, class of block, and the classes of configs to try."""
     for file in sorted(Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
         family = file.parent.name
-        if file.stem != f"modeling_{family}" or not _OWNS_EXPERTS.search(file.read_text()):
+        text = file.read_text()
+        if file.stem != f"modeling_{family}" or not _OWNS_EXPERTS.search(text):
             continue
+        sources = class_sources(text)
         module = importlib.import_module(f"transformers.models.{family}.{file.stem}")
         configuration = importlib.import_module(f"transformers.models.{family}.configuration_{family}")
         configs = [value for value in vars(configuration).values() if is_own(value, configuration)]
         for cls in vars(module).values():
-            if is_own(cls, module) and issubclass(cls, torch.nn.Module) and is_block(family, cls):
+            own = is_own(cls, module) and issubclass(cls, torch.nn.Module)
+            if own and is_block(family, cls.__name__, sources[cls.__name__]):
                 yield family, cls, configs
 
 
-def is_block(family, cls):
+def class_sources(text):
+    """The source of every class of a file by name; `inspect.getsource` would parse the file once per class."""
+    lines = text.splitlines()
+    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    return {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in classes}
+
+
+def is_block(family, name, source):
     """Whether a class owns experts; where those belong to a whole decoder layer, its router is taken instead."""
     if family in WHOLE_LAYERS:
-        return cls.__name__.endswith("Router")
-    return _OWNS_EXPERTS.search(inspect.getsource(cls)) is not None
+        return name.endswith("Router")
+    return _OWNS_EXPERTS.search(source) is not None
 
 
 def is_own(value, module):
@@ -110,7 +132,10 @@ def build(cls, configs):
     for config in configs:
         torch.manual_seed(0)
         with contextlib.suppress(Exception):
-            block = cls(small(config()), *extra)
+            sized = small(config())
+            for name, value in IN_CHECKPOINTS_ONLY.get(config.__name__, {}).items():
+                setattr(sized, name, value)
+            block = cls(sized, *extra)
             for parameter in block.parameters():
                 torch.nn.init.normal_(parameter, std=0.3)
             if any(parameter.requires_grad for parameter in block.parameters()):
@@ -133,5 +158,5 @@ def small(config):
 def outputs(block, x):
     """The first output of a block, without dropout or jitter drawing other numbers."""
     torch.manual_seed(1)
-    output = block(x.clone())
+    output = CALLS.get(type(block).__name__, lambda block, x: block(x))(block, x.clone())
     return output if isinstance(output, torch.Tensor) else output[0]

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from alflb import route
 from alflb.cli.app import app
 from alflb.traces import read_trace
-from tests.training.models import BATCH, CONFIGS, LENGTH, bias_tensors, make_model, text_batches, torch, training
+from tests.training.models import BATCH, CONFIGS, LENGTH, ROOT, bias_tensors, make_model, text_batches, torch, training
 
 capture = training.capture
 SOFTMAX = {"ernie4_5_moe", "qwen3_moe", "olmoe", "mixtral"}
@@ -117,3 +117,15 @@ def test_alflb_capture_writes_one_trace_per_layer(tmp_path, monkeypatch):
     assert traces[0].document_starts_D.tolist() == [0, 60, 120, 180]
     (tmp_path / "text.txt").write_text("")
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "message"),
+    [("./nowhere", "LICENSE", "./nowhere is no folder"), ("./nowhere", "no_such_text", "no_such_text")],
+)
+def test_what_alflb_capture_cannot_use_is_said_before_a_model_is_loaded(model, text, message, tmp_path):
+    refused = CliRunner().invoke(app, ["capture", model, "--text", str(ROOT / text), "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

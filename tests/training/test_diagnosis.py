@@ -210,6 +210,21 @@ def test_biases_too_large_for_their_steps():
     assert checks(run, bias=12.0 + run.bias_NE) == []
 
 
+@pytest.mark.parametrize("step_size", [1e-3, 1e-6, 1e-8])
+def test_scores_of_1e_8_under_biases_near_12_are_diagnosed(step_size):
+    """The sum in float32 does not see the scores; steps of a usual size make every token choose alike."""
+    rng, bias_E, biases, loads = np.random.default_rng(0), np.full(8, 12.0), [np.full(8, 12.0)], []
+    for _ in range(60):
+        scores_TE = (1e-8 * rng.logistic(size=(64, 8))).astype(np.float32)
+        picks_TK = np.argsort(-(scores_TE + bias_E.astype(np.float32)), axis=1, kind="stable")[:, :2]
+        loads.append(np.bincount(picks_TK.ravel(), minlength=8))
+        bias_E = bias_E + step_size * np.sign(16 - loads[-1])
+        biases.append(bias_E)
+    found = {suspicion.check: suspicion for suspicion in diagnose(loads, biases, num_picks=128)}
+    assert "take the mean off the bias" in found["one choice"].likely_causes
+    assert ("resolution" in found) == (step_size < 1e-3)
+
+
 def test_ranks_that_disagree():
     run = healthy()
     ranks = np.stack([run.bias_NE[-1], run.bias_NE[-1]])

@@ -64,6 +64,26 @@ def test_loads_are_summed_over_the_given_group_only(run_ranks):
     assert sum(loads[0]) == 2 * BATCH * LENGTH * TOP_K
 
 
+def test_tensor_parallel_ranks_count_the_tokens_they_share_once(run_ranks):
+    ranks = run_ranks(4, "tensor_parallel")
+    for rank in ranks:
+        assert rank["data_parallel"].sum() == 2 * BATCH * LENGTH * TOP_K
+        assert rank["all"].tolist() == (2 * rank["data_parallel"]).tolist(), "over all ranks each token counts twice"
+        assert rank["bias_data_parallel"].tobytes() == ranks[0]["bias_data_parallel"].tobytes()
+
+
+def test_context_parallel_ranks_add_up_to_whole_sequences(run_ranks):
+    for rank in run_ranks(2, "context_parallel"):
+        assert rank["load"].tolist() == rank["whole"].tolist()
+
+
+def test_expert_parallel_ranks_are_counted_before_the_dispatch(run_ranks):
+    ranks = run_ranks(2, "expert_parallel")
+    for rank in ranks:
+        assert rank["load"].tolist() == sum(one["own"] for one in ranks).tolist()
+        assert "picks counted for a cannot be right" in str(rank["refusal"]), "after it there are local indices"
+
+
 def test_a_layer_is_summed_over_the_ranks_that_hold_it(run_ranks):
     """Pipeline stages, and ranks that hold other layers in another order."""
     first, second = run_ranks(2, "stages")

@@ -48,6 +48,9 @@ def run_rank(rank, world, folder, kind):
         unlike_sizes,
         faulty_rank,
         flattened,
+        tensor_parallel,
+        context_parallel,
+        expert_parallel,
     ]
     np.savez(f"{folder}/rank_{rank}.npz", **next(job for job in jobs if job.__name__ == kind)(rank, world))
     distributed.barrier()
@@ -121,6 +124,59 @@ def pairs(rank, world):
     with torch.no_grad():
         model(shards()[0, rank])
     return {"load": balancer.step().layers[0].load_E}
+
+
+def tensor_parallel(rank, world):
+    """Ranks 0 and 1 route the same tokens, and so do 2 and 3: sum over [0, 2] and [1, 3]; all ranks count twice."""
+    groups = [distributed.new_group([0, 2]), distributed.new_group([1, 3])]
+    loads = {}
+    for name, group in {"data_parallel": groups[rank % 2], "all": None}.items():
+        model = make_model()
+        balancer = LoadBalancer.attach(model, schedule=0.5, process_group=group)
+        model(shards()[0, rank // 2])
+        loads[name] = balancer.step().layers[0].load_E
+        loads[f"bias_{name}"] = balancer.biases["model.layers.1.mlp"]
+    return loads
+
+
+def context_parallel(rank, world):
+    """Each rank routes its part of every sequence; the group sums to whole sequences."""
+    picks = torch.from_numpy(np.argsort(np.random.default_rng(0).random((2, 24, 8)), axis=-1)[..., :2].copy())
+    model = feeds_of(["a"])
+    balancer = LoadBalancer.attach(model)
+    model["a"](picks[:, 24 * rank // world : 24 * (rank + 1) // world])
+    return {"load": balancer.step().layers[0].load_E, "whole": np.bincount(picks.numpy().ravel(), minlength=8)}
+
+
+class Dispatch(Feed):
+    """Exchanges tokens, so that each rank gets those of its own experts: local indices, -1 for picks of others."""
+
+    def forward(self, picks):
+        parts = [torch.empty_like(picks) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, picks)
+        own = len(self.bias) // len(parts)
+        local = torch.cat(parts) - own * distributed.get_rank()
+        return (torch.where((local >= 0) & (local < own), local, -1),)
+
+
+class Dispatched(Dispatch):
+    """The same, described by what comes out of it."""
+
+
+training.describe_router(Dispatched, bias="bias", output=0)
+
+
+def expert_parallel(rank, world):
+    """Counted before the dispatch, every rank's own tokens add up; what comes out of it are local indices."""
+    picks = torch.from_numpy(np.argsort(np.random.default_rng(rank).random((20, 8)))[:, :2].copy())
+    before, after = torch.nn.ModuleDict({"a": Dispatch()}), torch.nn.ModuleDict({"a": Dispatched()})
+    balancer = LoadBalancer.attach(before)
+    before["a"](picks)
+    load_E = balancer.step().layers[0].load_E
+    balancer = LoadBalancer.attach(after)
+    after["a"](picks)
+    own_E = np.bincount(picks.numpy().ravel(), minlength=8)
+    return {"load": load_E, "own": own_E, **refusal_of_step(balancer)}
 
 
 def sharded(rank, world):
