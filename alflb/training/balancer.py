@@ -65,6 +65,8 @@ class LoadBalancer:
         self._padding = Padding()
         self._handles: list[Any] = []
         self._detached = False
+        self._unchecked_model: nn.Module | None = None
+        """The model until the first step, which sees whether its routers are still those found by `attach`."""
 
     @classmethod
     def attach(
@@ -148,6 +150,7 @@ class LoadBalancer:
         if rule.sees is not Sight.LOADS:
             balancer._watch_scores(model)
         balancer._handles += balancer._padding.watch(model)
+        balancer._unchecked_model = model
         return balancer
 
     @classmethod
@@ -233,7 +236,8 @@ class LoadBalancer:
         ------
         RuntimeError
             If no forward pass in training mode has been counted, if something else has changed a bias since the
-            last step, between two micro-batches of accelerate's gradient accumulation, or after `detach`.
+            last step or replaced a router since `attach`, between two micro-batches of accelerate's gradient
+            accumulation, or after `detach`.
         ValueError
             If picks cannot be right, the ranks do not fit together, or the rule leads to a bias that is not finite.
             No bias has changed then.
@@ -241,6 +245,7 @@ class LoadBalancer:
         if self._detached:
             raise RuntimeError("this balancer is detached; attach a new one")
         _refuse_half_a_batch()
+        self._refuse_replaced_routers()
         flat, sizes = self._sum_counts()
         if self._device_steps is None:
             report = StepReport(self.num_steps + 1, self._step_on_host(unflatten(flat.cpu(), sizes)))
@@ -417,6 +422,19 @@ class LoadBalancer:
         for (layer, counted), move in zip(seen, moves):
             layer.apply(move, counted)
         return tuple(layer.report(counted) for layer, counted in seen)
+
+    def _refuse_replaced_routers(self) -> None:
+        """Raise at the first step if another module than the one found by `attach` routes now."""
+        if self._unchecked_model is None:
+            return
+        now = {router.name: router.owner for router in find_routers(self._unchecked_model)}
+        for name, layer in self._layers.items():
+            if layer.slot is not None and now.get(name, layer.slot.router.owner) is not layer.slot.router.owner:
+                raise RuntimeError(
+                    f"the router of {name} has been replaced since attach, as PEFT's modules_to_save does, so the "
+                    "model would not see its bias; attach the balancer after the model has got its adapters"
+                )
+        self._unchecked_model = None
 
     def _refuse_foreign_changes(self) -> None:
         """Raise if a bias in the model is not what was written last; one copy to the CPU for all layers."""
