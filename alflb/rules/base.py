@@ -132,7 +132,7 @@ class Rule(ABC):
     on_tensors: ClassVar[bool] = False
     """Whether `step` takes float64 torch tensors as well as arrays, with the same bits, and reads no number of theirs.
 
-    A balancer can then leave bias and memory on the device; the memory is an array or a tuple of arrays."""
+    A balancer can then leave bias and memory on the device; the memory is a vector or a tuple of vectors."""
     is_reference: ClassVar[bool] = False
     """Whether it is what rules are measured against, and not a rival of theirs."""
     exchanged: ClassVar[str | None] = None

@@ -7,7 +7,6 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 
 def main(rank, rendezvous, loads, out):
@@ -36,14 +35,13 @@ def megatron(load_E):
 def torchtitan(load_E):
     """The hook, its loss mesh spanning two data-parallel ranks."""
     import torch
+    from test_torchtitan import model_with_layers
     from torchtitan.components.optimizer import register_moe_load_balancing_hook
     from torchtitan.distributed import ParallelDims
 
-    moe = SimpleNamespace(load_balance_coeff=1.0, tokens_per_expert_E=load_E.clone())
-    moe.expert_bias_E = torch.zeros_like(load_E)
-    model, block = torch.nn.Module(), torch.nn.Linear(1, 1)
-    model.layers = torch.nn.ModuleDict({"0": block})
-    block.moe_enabled, block.moe = True, moe
+    model = model_with_layers(len(load_E), 1.0, num_layers=1)
+    moe = model.layers["0"].moe
+    moe.tokens_per_expert_E += load_E
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     dims = ParallelDims(dp_replicate=2, dp_shard=1, cp=1, tp=1, pp=1, ep=1, world_size=2)
     register_moe_load_balancing_hook(optimizer, [model], dims)

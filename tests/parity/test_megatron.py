@@ -15,6 +15,7 @@ torch = require("torch")
 moe_utils = require("megatron.core.transformer.moe.moe_utils")
 router = require("megatron.core.transformer.moe.router")
 finalize = require("megatron.core.distributed.finalize_model_grads")
+megatron_module = require("megatron.core.transformer.module")
 parallel_state = require("megatron.core.parallel_state")
 
 
@@ -78,6 +79,29 @@ def test_bf16_counts_reverse_signs(micro_batches, read_as, direction):
     assert moe_utils.get_updated_expert_bias(counts, torch.zeros(2), 1.0)[0] == direction
     exact = torch.tensor([load, 2 * mean - load], dtype=torch.float32)
     assert moe_utils.get_updated_expert_bias(exact, torch.zeros(2), 1.0)[0] == 1.0
+
+
+@pytest.mark.parametrize(("half", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_in_0_16_1_the_counter_of_a_model_in_16_bits_is_in_16_bits(half, dtype):
+    """Their wrapper casts every buffer. The router takes its bias back to float32, and not its counter."""
+
+    class Router(torch.nn.Module):
+        config = None
+        _maintain_float32_expert_bias = router.TopKRouter._maintain_float32_expert_bias
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("local_tokens_per_expert", torch.zeros(4), persistent=False)
+            self.register_buffer("expert_bias", torch.zeros(4))
+
+    class Config:
+        fp16, bf16, virtual_pipeline_model_parallel_size = half == "fp16", half == "bf16", None
+
+    wrapped = Router()
+    megatron_module.Float16Module(Config(), wrapped)
+    wrapped._maintain_float32_expert_bias()
+    assert wrapped.expert_bias.dtype == torch.float32
+    assert wrapped.local_tokens_per_expert.dtype == dtype
 
 
 def test_the_update_of_a_model_is_that_of_each_layer():

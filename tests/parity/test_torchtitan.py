@@ -1,9 +1,12 @@
-"""torchtitan's load balancing hook, registered on its own optimizer container and run by it, against ours."""
+"""torchtitan's MoE layer, and its load balancing hook as its own optimizer container runs it, against ours.
+
+The experts of the layer multiply in bf16; what routes and counts is in float32.
+"""
 
 import numpy as np
 import pytest
 from _extras import require
-from _parity import assert_same_bits, load_sequences, our_biases, our_rule, our_step
+from _parity import assert_same_bits, load_sequences, our_biases, our_rule, our_step, tie_free
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,38 +14,57 @@ import alflb
 
 torch = require("torch")
 optimizer = require("torchtitan.components.optimizer")
+moe = require("torchtitan.models.common.moe")
+linear = require("torchtitan.models.common.linear")
+dispatcher = require("torchtitan.models.common.token_dispatcher")
 distributed = require("torchtitan.distributed")
 wrapper = require("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
 
-pytestmark = pytest.mark.usefixtures("process_group")
+pytestmark = [
+    pytest.mark.usefixtures("process_group"),
+    # their router asks for float32 autocast, which the CPU has not, and goes on in float32
+    pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported"),
+]
 
 
-class Counters(torch.nn.Module):
-    """What the hook sees of an MoE layer: the buffers of torchtitan's MoE, with their names and dtypes."""
+def their_moe(num_experts, step_size=1e-3, *, top_k=1, dim=1, n_group=None, topk_group=None):
+    """An MoE layer of theirs."""
+    router = moe.TokenChoiceTopKRouter.Config(
+        num_experts=num_experts,
+        top_k=top_k,
+        gate=linear.Linear.Config(in_features=dim, out_features=num_experts),
+        num_expert_groups=n_group,
+        num_limited_groups=topk_group,
+    )
+    experts = moe.RoutedExperts.Config(
+        inner_experts=moe.GroupedExperts.Config(dim=dim, hidden_dim=16, num_experts=num_experts),
+        token_dispatcher=dispatcher.LocalTokenDispatcher.Config(num_experts=num_experts, top_k=top_k),
+    )
+    config = moe.MoE.Config(
+        num_experts=num_experts, load_balance_coeff=step_size, router=router, routed_experts=experts
+    )
+    layer = config.build()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return layer
 
-    def __init__(self, num_experts, step_size):
-        super().__init__()
-        self.load_balance_coeff = step_size
-        self.register_buffer("expert_bias_E", torch.zeros(num_experts, dtype=torch.float32))
-        self.register_buffer("tokens_per_expert_E", torch.zeros(num_experts, dtype=torch.float32), persistent=False)
 
-
-def model_with_counters(num_experts, step_size, num_layers):
+def model_with_layers(num_experts, step_size, num_layers):
     """A model as the hook expects it: `layers`, a ModuleDict of blocks with `moe_enabled` and `moe`."""
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleDict()
     for layer in range(num_layers):
-        block = torch.nn.Linear(1, 1)  # an optimizer wants some parameter
-        block.moe_enabled, block.moe = True, Counters(num_experts, step_size)
+        block = torch.nn.Module()
+        block.moe_enabled, block.moe = True, their_moe(num_experts, step_size)
         model.layers[str(layer)] = block
     return model
 
 
 class Hooked:
-    """A model of MoE layers that are nothing but counters, stepped by torchtitan's optimizer container."""
+    """A model of their MoE layers with given counts, stepped by their optimizer container."""
 
     def __init__(self, num_experts, step_size, *, num_layers=1, dtype=torch.float32):
-        self.model = model_with_counters(num_experts, step_size, num_layers).to(dtype)
+        self.model = model_with_layers(num_experts, step_size, num_layers).to(dtype)
         adamw = optimizer.ParamGroupConfig(pattern=".*", optimizer_name="AdamW", optimizer_kwargs={"lr": 1e-3})
         config = optimizer.OptimizersContainer.Config(param_groups=[adamw], implementation="for-loop")
         self.container = optimizer.OptimizersContainer(config, model_parts=[self.model])
@@ -154,3 +176,51 @@ def test_closed_loop():
     ours = alflb.simulate(stream, rule, top_k=2, num_steps=100, seed=0)
     theirs = their_biases(2.0**-7, ours.load_NE)
     np.testing.assert_array_equal(theirs, ours.bias_NE[1:])
+
+
+# ------------------------------------------------------------------------------------------ routing and counting
+
+SHAPES = [(64, 6, None, None), (256, 8, 8, 4), (16, 4, 4, 2)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spread", [0.0, 0.1, 5.0])
+def test_the_choice_is_ours_where_no_tie_decides(shape, spread):
+    num_experts, top_k, n_group, topk_group = shape
+    rng = np.random.default_rng(0)
+    bias_E = rng.normal(0, spread, num_experts).astype(np.float32)
+    logits_TE = rng.standard_normal((400, num_experts)).astype(np.float32)
+    router = their_moe(num_experts, top_k=top_k, dim=num_experts, n_group=n_group, topk_group=topk_group).router
+    router.gate.weight.copy_(torch.eye(num_experts))
+    _, experts_BLK, scores_BLE = router(torch.from_numpy(logits_TE)[None], torch.from_numpy(bias_E))
+    scores_TE, groups = scores_BLE[0].numpy(), (n_group or 1, topk_group or 1)
+    ours_TK = alflb.route(scores_TE, bias_E, top_k, n_group=groups[0], topk_group=groups[1]).experts_TK
+    decided_T = tie_free(scores_TE, bias_E, top_k, *groups)
+    assert decided_T.mean() > 0.98
+    np.testing.assert_array_equal(np.sort(experts_BLK[0].numpy(), axis=1)[decided_T], ours_TK[decided_T])
+
+
+def test_training_forwards_are_counted_and_recomputed_ones_twice():
+    layer, batch = their_moe(8, top_k=2, dim=16), torch.randn(2, 24, 16, requires_grad=True)
+    layer.eval()(batch)
+    assert not layer.tokens_per_expert_E.any()
+    with torch.no_grad():
+        layer.train()(batch)
+    assert layer.tokens_per_expert_E.sum() == 96  # with or without gradients
+    torch.utils.checkpoint.checkpoint(layer, batch, use_reentrant=False).sum().backward()
+    assert layer.tokens_per_expert_E.sum() == 96 + 2 * 96
+
+
+def test_our_balancer_moves_their_layer_by_the_tokens_they_count():
+    training = require("alflb.training")
+    training.describe_router(moe.MoE, bias="expert_bias_E", module="router", output=1)
+    model = torch.nn.Sequential(their_moe(8, top_k=2, dim=16), their_moe(8, top_k=2, dim=16))
+    balancer = training.LoadBalancer.attach(model, "recentred_sign", 1e-3)
+    model(torch.randn(2, 24, 16))
+    report = balancer.step()
+    assert balancer.layer_names == ["0", "1"]
+    for layer, block in zip(report.layers, model):
+        assert layer.load_E.tolist() == block.tokens_per_expert_E.tolist()
+        expected = our_biases("recentred_sign", 1e-3, layer.load_E[None])[0]
+        np.testing.assert_allclose(block.expert_bias_E.numpy(), expected, atol=1e-9)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.training.models import BATCH, LENGTH, NUM_EXPERTS, TOP_K
-from tests.training.workers import NUM_STEPS
+from tests.training.workers import NUM_BINS, NUM_STEPS
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,15 @@ def test_ranks_that_do_not_wait_for_the_device_get_the_same_bits(run_ranks, alon
     for rank in run_ranks(2, "union_on_device"):
         for name in ("loads", "biases", "in_model", "reduced"):
             assert rank[name].tobytes() == alone[name].tobytes()
+
+
+def test_bins_of_scores_add_up_over_ranks_in_the_one_sum_of_integers(run_ranks):
+    (alone,) = run_ranks(1, "union_of_bins")
+    assert np.ptp(alone["biases"][-1]) > 0.02
+    numbers = 2 * (NUM_EXPERTS + 1 + NUM_EXPERTS * NUM_BINS)
+    for rank in run_ranks(2, "union_of_bins"):
+        assert rank["biases"].tobytes() == alone["biases"].tobytes()
+        assert rank["reduced"].tolist() == [[True, numbers]] * NUM_STEPS
 
 
 @pytest.mark.parametrize("job", ["ddp", "sharded"])

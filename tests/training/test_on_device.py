@@ -232,6 +232,27 @@ def test_totals_start_anew_and_biases_are_read_from_the_model():
     assert_same(reports, models, balancers)
 
 
+def test_a_report_is_that_of_its_step_whenever_it_is_read():
+    models, balancers = make_pair("sign")
+    reports = run(models, balancers, 2)
+    for balancer in balancers:
+        balancer.reset_totals()
+    assert_same(reports + run(models, balancers, 1), models, balancers)
+    assert [report.step for _, report in reports] == [1, 2]
+
+
+def test_layers_of_unlike_sizes():
+    models = [torch.nn.ModuleList([Feed(6), Feed(), Feed(6)]) for _ in range(2)]
+    balancers = [LoadBalancer.attach(m, "ema", on_device=on) for m, on in zip(models, (False, True))]
+    reports = []
+    for t in range(3):
+        for model in models:
+            for index, layer in enumerate(model):
+                layer(picks(10 * t + index, len(layer.bias)))
+        reports.append([balancer.step() for balancer in balancers])
+    assert_same(reports, models, balancers)
+
+
 def test_discarded_and_paused_picks_do_not_count():
     models, balancers = make_pair("sign")
     for model, balancer in zip(models, balancers):

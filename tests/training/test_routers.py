@@ -28,32 +28,33 @@ class Gate(nn.Module):
 
 
 class Moe(nn.Module):
-    """A block as in torchtitan: it owns bias and counts, and hands the bias to its router."""
+    """The shape of torchtitan's block, with its names: it owns bias and counts, and hands the bias to its router."""
 
     class Router(nn.Module):
         def __init__(self):
             super().__init__()
             self.gate = nn.Linear(8, 6, bias=False)
 
-        def forward(self, x, expert_bias):
+        def forward(self, x, expert_bias_E):
             scores = self.gate(x).sigmoid()
-            picks = torch.topk(scores + expert_bias, k=2, dim=1)[1]
-            return scores.gather(1, picks), picks, torch.bincount(picks.flatten(), minlength=6)
+            picks = torch.topk(scores + expert_bias_E, k=2, dim=1)[1]
+            return scores.gather(1, picks), picks, scores
 
     def __init__(self):
         super().__init__()
         self.router = Moe.Router()
-        self.register_buffer("expert_bias", torch.zeros(6))
-        self.register_buffer("tokens_per_expert", torch.zeros(6), persistent=False)
+        self.register_buffer("expert_bias_E", torch.zeros(6))
+        self.register_buffer("tokens_per_expert_E", torch.zeros(6), persistent=False)
 
     def forward(self, x):
-        weights, _, count = self.router(x, self.expert_bias)
-        self.tokens_per_expert.add_(count)
+        weights, picks, _ = self.router(x, self.expert_bias_E)
+        if self.training:
+            self.tokens_per_expert_E.add_(torch.bincount(picks.flatten(), minlength=6))
         return weights.sum(1, keepdim=True) * x
 
 
 describe_router(Gate, bias="bias", output=1)
-describe_router(Moe, bias="expert_bias", module="router", output=1)
+describe_router(Moe, bias="expert_bias_E", module="router", output=1)
 
 
 def test_a_described_gate_is_balanced():
@@ -75,11 +76,11 @@ def test_a_described_block_is_balanced_and_its_own_counts_agree():
     model(torch.randn(32, 8))
     report = balancer.step()
     for layer, block in zip(report.layers, model):
-        assert layer.load_E.tolist() == block.tokens_per_expert.tolist()
-        assert torch.equal(block.expert_bias.double(), torch.tensor(layer.bias_E).float().double())
+        assert layer.load_E.tolist() == block.tokens_per_expert_E.tolist()
+        assert torch.equal(block.expert_bias_E.double(), torch.tensor(layer.bias_E).float().double())
     model.eval()
     model(torch.randn(32, 8))
-    assert model[0].tokens_per_expert.sum() == 128, "the block itself counts evaluations, the balancer does not"
+    assert model[0].tokens_per_expert_E.sum() == 64, "evaluations count for neither"
     with pytest.raises(RuntimeError, match="no token was counted"):
         balancer.step()
 
@@ -88,7 +89,7 @@ def test_subclasses_of_a_described_class_are_found():
     class Special(Moe):
         pass
 
-    assert [router.path for router in find_routers(nn.Sequential(Special()))] == ["0.expert_bias"]
+    assert [router.path for router in find_routers(nn.Sequential(Special()))] == ["0.expert_bias_E"]
 
 
 def test_a_model_without_bias_gets_one_error_that_says_how_to_describe_one():

@@ -5,6 +5,7 @@ import io
 import signal
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -166,3 +167,17 @@ def test_memories_keep_their_tuples_and_dtypes():
     for kept in ({1, 2}, [1], {"a": 1}, "text"):
         with pytest.raises(ValueError, match=f"keeps a {type(kept).__name__}, which cannot be saved"):
             pack(kept)
+
+
+class Named(NamedTuple):
+    """A memory as a rule outside the package may keep it."""
+
+    sum_E: np.ndarray
+    count: int
+
+
+def test_a_named_tuple_keeps_its_names():
+    memory = Named(np.ones(2), 3)
+    restored = unpack(pack(memory), Named(np.zeros(2), 0))
+    assert isinstance(restored, Named)
+    assert (restored.sum_E.tolist(), restored.count) == ([1.0, 1.0], 3)

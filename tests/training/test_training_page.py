@@ -21,7 +21,7 @@ def test_code_blocks_run_in_order(capsys):
     printed = capsys.readouterr().out
     assert "LoadBalancer(2 layers, rule=Sign(schedule=Constant(step_size=0.001)), num_steps=4)" in printed
     assert "alflb/layer_01/max_vio_global" in printed
-    assert names["layers"][0].tokens_per_expert.sum() == 128
+    assert names["layers"][0].tokens_per_expert_E.sum() == 128
 
 
 def test_files_it_names_exist():

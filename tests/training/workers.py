@@ -10,6 +10,7 @@ from datetime import timedelta
 import numpy as np
 
 from alflb.io import atomic_write
+from alflb.rules import make_rule
 from tests._extras import require
 from tests.training.models import Feed, bias_tensors, make_model, text_batches, torch, training, transformers
 
@@ -19,6 +20,8 @@ fully_shard = require("torch.distributed.fsdp").fully_shard
 _ = transformers.DeepseekV3ForCausalLM, transformers.AfmoeForCausalLM
 
 NUM_STEPS, NUM_SHARDS = 4, 4
+NUM_BINS = 50
+SIGN = make_rule("sign", 0.01)
 
 
 def shards():
@@ -39,6 +42,7 @@ def run_rank(rank, world, folder, kind):
     jobs = [
         union,
         union_on_device,
+        union_of_bins,
         ddp,
         pairs,
         sharded,
@@ -62,7 +66,12 @@ def union_on_device(rank, world):
     return union(rank, world, on_device=True)
 
 
-def union(rank, world, on_device=False):
+def union_of_bins(rank, world):
+    """The same by quantiles of scores, counted in bins."""
+    return union(rank, world, rule=make_rule("binned_qb", bins=NUM_BINS))
+
+
+def union(rank, world, rule=SIGN, on_device=False):
     """Train on this rank's share; gradients are summed in the order of the shards, so all worlds train one model."""
     reduced = []
     plain = distributed.all_reduce
@@ -73,7 +82,7 @@ def union(rank, world, on_device=False):
 
     distributed.all_reduce = spy
     model = make_model()
-    balancer = LoadBalancer.attach(model, schedule=0.01, on_device=on_device)
+    balancer = LoadBalancer.attach(model, rule, on_device=on_device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     biases, loads, losses = [], [], []
     for step in shards():
