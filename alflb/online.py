@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from alflb.duality import dual_value
 from alflb.exact import BatchedProblem, solve_exact, solve_streaming
 from alflb.population import Population
 from alflb.problem import AssignmentProblem
-from alflb.streams import Stream
-from alflb.trajectory import Trajectory
+from alflb.streams import Stream, as_stream
+from alflb.trajectory import Trajectory, check_trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ class Regret:
         return float(np.polyfit(np.log(late + 1.0), np.log(self.regret_N[late]), 1)[0])
 
 
-def regret(run: Trajectory, against: Stream | Population, *, streaming: bool = False) -> Regret:
+def regret(run: Trajectory, against: Stream | str | ArrayLike | Population, *, streaming: bool = False) -> Regret:
     r"""The regret of a run in hindsight, or against the optimum of a known population.
 
     .. math:: R_n = \frac1T \sum_{m \le n} \big( D_m(p_m) - D_m(p^*) \big), \qquad
@@ -64,7 +64,7 @@ def regret(run: Trajectory, against: Stream | Population, *, streaming: bool = F
     ----------
     run : Trajectory
         A run of `alflb.simulate` with at least two steps.
-    against : Stream or Population
+    against : Stream, name of a stream, array_like of scores, or Population
         The stream of the run: its batches are read again, and the comparator is the optimum of the one assignment
         problem over all tokens that the run saw, whatever their number and order. Or the population that the batches
         are drawn from, with its dual f per token.
@@ -101,11 +101,12 @@ def regret(run: Trajectory, against: Stream | Population, *, streaming: bool = F
     >>> found.kind, found.final > 0
     ('hindsight', True)
     """
+    check_trajectory(run)
     if isinstance(against, Population):
         if streaming:
             raise ValueError("streaming is for hindsight; against a population there is nothing to stream")
         return _pseudo(run, against)
-    return _hindsight(run, against, streaming)
+    return _hindsight(run, as_stream(against), streaming)
 
 
 def _pseudo(run: Trajectory, population: Population) -> Regret:
@@ -122,7 +123,8 @@ def _pseudo(run: Trajectory, population: Population) -> Regret:
 
 def _hindsight(run: Trajectory, stream: Stream, streaming: bool) -> Regret:
     if repr(stream) != run.meta.get("stream"):
-        raise ValueError(f"the run was made on {run.meta.get('stream')}, not on {stream!r}; pass its own stream")
+        made_on, other = (" ".join(str(one).split())[:80] for one in (run.meta.get("stream"), repr(stream)))
+        raise ValueError(f"the run was made on {made_on}, not on {other}; pass its own stream")
     seed, top_k, num_tokens = run.meta["seed"], run.meta["top_k"], run.meta["num_tokens"]
     pooled = BatchedProblem(lambda: itertools.islice(stream.batches(seed), run.num_steps), top_k)
     solution = solve_streaming(pooled) if streaming else solve_exact(pooled)
@@ -154,7 +156,7 @@ def plot_regret(regrets: Mapping[str, Regret]) -> Figure:
     Raises
     ------
     ValueError
-        If there is nothing to draw, or hindsight and pseudo-regret are mixed.
+        If there is nothing to draw, hindsight and pseudo-regret are mixed, or values are not what `regret` returned.
 
     Examples
     --------
@@ -164,6 +166,10 @@ def plot_regret(regrets: Mapping[str, Regret]) -> Figure:
     """
     from alflb.plotting import CATEGORIES, draw_in_style, new_figure
 
+    if not isinstance(regrets, Mapping) or not all(isinstance(one, Regret) for one in regrets.values()):
+        raise ValueError(
+            f"regrets is of type {type(regrets).__name__}; pass what alflb.regret returned by label, {{'sign': found}}"
+        )
     kinds = {one.kind for one in regrets.values()}
     if len(kinds) != 1:
         raise ValueError(f"regrets are of {len(kinds)} kinds; pass at least one, and all of one kind")

@@ -77,3 +77,17 @@ class Trajectory:
         if not isinstance(meta, dict):
             raise ValueError(f"{path} is not a saved trajectory: meta is not a JSON object")
         return cls(bias_NE, load_NE, target_E, series, meta)
+
+
+def check_trajectory(run: object) -> None:
+    """Raise ValueError, saying what to pass, if `run` is not a `Trajectory`.
+
+    Examples
+    --------
+    >>> check_trajectory([1, 2])
+    Traceback (most recent call last):
+    ...
+    ValueError: run is of type list; pass what alflb.simulate returned
+    """
+    if not isinstance(run, Trajectory):
+        raise ValueError(f"run is of type {type(run).__name__}; pass what alflb.simulate returned")

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from alflb import bounds, duality
 from alflb.exact import recertify, solve_exact
 from alflb.metrics import settled_from
-from alflb.problem import AssignmentProblem, check_count, check_number
+from alflb.problem import AssignmentProblem, check_count, check_number, check_problem
 from alflb.rules import make_rule
 from alflb.simulation import simulate
 from alflb.streams import Static
-from alflb.trajectory import Trajectory
+from alflb.trajectory import Trajectory, check_trajectory
 from alflb.verdict import Verdict
 
 ROUNDING = 1e-10
@@ -23,8 +23,8 @@ def verify_balance(
     problem: AssignmentProblem,
     run: Trajectory | None = None,
     *,
-    step_size: float = 1e-3,
-    num_steps: int = 1000,
+    step_size: float | None = None,
+    num_steps: int | None = None,
     num_points: int = 24,
 ) -> list[Verdict]:
     r"""Hold claims C1, C2, C4, C5 and C6 against a run on one fixed batch.
@@ -35,8 +35,8 @@ def verify_balance(
         The batch that every step of the run routes.
     run : Trajectory, optional
         A run on that batch by any rule. By default the sign rule runs from bias 0.
-    step_size, num_steps : float, int
-        u (score units per step) and N of the default run; not used if `run` is given.
+    step_size, num_steps : float, int, optional
+        u (score units per step) and N of the default run, 1e-3 and 1000 if not given; refused together with `run`.
     num_points : int
         Steps, spaced evenly on a logarithmic scale, at which C1, C2 and C6 are computed in plain numpy.
 
@@ -57,7 +57,8 @@ def verify_balance(
     Raises
     ------
     ValueError
-        If the loads of the run are not those of this batch under its biases, or a number is out of range.
+        If the loads of the run are not those of this batch under its biases, a number is out of range, or both a run
+        and numbers of the default run are given.
     SolverError
         If no balanced assignment exists.
 
@@ -72,11 +73,12 @@ def verify_balance(
     >>> sorted(found), all(verdict.holds for verdict in found.values())
     (['C1', 'C2', 'C4', 'C5', 'C6'], True)
     """
+    check_problem(problem)
     if run is None:
-        check_number(step_size, "step_size", positive=True)
-        run = simulate(
-            Static(problem.scores_TE), make_rule("sign", step_size), top_k=problem.top_k, num_steps=num_steps
-        )
+        run = _default_run(problem, 1e-3 if step_size is None else step_size, 1000 if num_steps is None else num_steps)
+    elif step_size is not None or num_steps is not None:
+        raise ValueError("step_size and num_steps have no effect on a run that is given; leave them out")
+    check_trajectory(run)
     point_P = np.unique(np.geomspace(1, run.num_steps, check_count(num_points, "num_points")).astype(int)) - 1
     _check_same_batch(problem, run, point_P)
     found = [*_step_verdicts(problem, run, point_P)]
@@ -84,6 +86,12 @@ def verify_balance(
     if sign_step is not None:
         found += _band_verdicts(problem, run, sign_step)
     return [*found, _gap_verdict(problem, run, point_P)]
+
+
+def _default_run(problem: AssignmentProblem, step_size: float, num_steps: int) -> Trajectory:
+    """The sign rule on the batch, from bias 0."""
+    check_number(step_size, "step_size", positive=True)
+    return simulate(Static(problem.scores_TE), make_rule("sign", step_size), top_k=problem.top_k, num_steps=num_steps)
 
 
 def _check_same_batch(problem: AssignmentProblem, run: Trajectory, point_P: NDArray[np.int64]) -> None:

@@ -24,6 +24,7 @@ extensions = [
     "mathml",
     "docstrings",
     "experiment_pages",
+    "figures",
     "generated_pages",
     "layers",
     "verdicts",

@@ -232,10 +232,18 @@ def advise(
     if batch_tokens is None:
         raise ValueError("--batch-tokens is missing; give the tokens of one bias update, all ranks together")
     if trace is not None and trace.is_dir():
-        columns = ("step_size", "max_vio", "max_vio_floor", "arrival_steps")
+        columns = (
+            "step_size",
+            "max_vio",
+            "max_vio_floor",
+            "arrival_steps",
+            "num_steps",
+            "first_step_size",
+            "first_steps",
+        )
         describe_layers(
             trace,
-            lambda path: _advice_facts(_advice(path, array, top_k, batch_tokens, num_steps, excess)),
+            lambda path: _advice_facts(_advice(path, array, top_k, batch_tokens, num_steps, excess), num_steps),
             lambda facts: -float(facts["step_size"]),
             columns,
             as_json=as_json,
@@ -243,7 +251,7 @@ def advise(
         return
     found = _advice(trace, array, top_k, batch_tokens, num_steps, excess)
     title = f"sign rule, batches of {batch_tokens:,} tokens"
-    print_facts(_advice_facts(found), as_json, title, UNITS, of_advice(found, num_steps))
+    print_facts(_advice_facts(found, num_steps), as_json, title, UNITS, of_advice(found, num_steps))
 
 
 def _advice(
@@ -299,12 +307,13 @@ def _print_log_advice(found: dict[str, LogAdvice], as_json: bool) -> None:
         print_facts(log_facts(one), False, name, UNITS, of_log(one))
 
 
-def _advice_facts(found: Advice) -> Row:
+def _advice_facts(found: Advice, num_steps: int | None) -> Row:
     return {
         "step_size": found.step_size,
         "max_vio": found.max_vio,
         "max_vio_floor": found.max_vio_floor,
         "arrival_steps": found.arrival_steps,
+        "num_steps": num_steps,
         "first_step_size": found.first_step_size,
         "first_steps": found.first_steps,
         "bias_distance": found.bias_distance,

@@ -59,6 +59,8 @@ class TraceReplay:
     order: str = "text"
 
     def __post_init__(self) -> None:
+        if self.trace is not None and not isinstance(self.trace, RouterTrace):
+            raise ValueError(f"trace is of type {type(self.trace).__name__}; pass a RouterTrace(scores, top_k)")
         object.__setattr__(self, "num_tokens", _batch_tokens(self.trace, self.num_tokens))
         if self.order not in ORDERS:
             raise unknown_name("order", self.order, ORDERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -204,9 +205,7 @@ def plot_pareto(panels: Mapping[str, Sequence[Row]], *, label: str) -> Figure:
             axis.semilogx(
                 [max(row["max_vio_tail"], 1e-4) for row in chosen],
                 [row["affinity_ratio"] - 1.0 for row in chosen],
-                color=CATEGORIES[position % len(CATEGORIES)],
-                marker=MARKERS[position % len(MARKERS)],
-                linestyle="none",
+                **{**_look(position), "linestyle": "none"},
                 alpha=0.8,
                 label=name,
             )
@@ -292,9 +291,9 @@ def plot_schedules(schedules: Mapping[str, Schedule], num_steps: int) -> Figure:
     step_N = np.unique(np.concatenate([np.geomspace(1, num_steps, 200), np.linspace(1, num_steps, 600)]).astype(int))
     for position, (name, schedule) in enumerate(schedules.items()):
         values = np.array([schedule(int(t)) for t in step_N])
-        color = CATEGORIES[position % len(CATEGORIES)]
-        left.plot(step_N, values, color=color, label=name)
-        right.loglog(step_N[values > 0], values[values > 0], color=color)
+        look = {**_look(position), "marker": ""}
+        left.plot(step_N, values, label=name, **look)
+        right.loglog(step_N[values > 0], values[values > 0], **look)
     left.set(xlabel="step n", ylabel="step size (score units per step)", title="Linear axes")
     right.set(xlabel="step n", title="Logarithmic axes; 0 is not drawn")
     legend_below(figure, left)
@@ -303,13 +302,22 @@ def plot_schedules(schedules: Mapping[str, Schedule], num_steps: int) -> Figure:
 
 def _draw_over_steps(axis: Axes, rows: Sequence[Row], value: Callable[[Row], float], position: int, name: str) -> None:
     """One arm's number against its step sizes; a level line for an arm that has none."""
-    color = CATEGORIES[position % len(CATEGORIES)]
+    look = _look(position)
     if rows[0]["step_size"] is None:
-        axis.axhline(value(rows[0]), color=color, linestyle="--", label=name)
+        axis.axhline(value(rows[0]), label=name, color=look["color"], linestyle="--")
         return
     ordered = sorted(rows, key=lambda row: row["step_size"])
-    steps, marker = [row["step_size"] for row in ordered], MARKERS[position % len(MARKERS)]
-    axis.plot(steps, [value(row) for row in ordered], color=color, marker=marker, label=name)
+    axis.plot([row["step_size"] for row in ordered], [value(row) for row in ordered], label=name, **look)
+
+
+def _look(position: int) -> dict[str, Any]:
+    """Color, marker and line of the n-th curve of a figure; colors repeat after six, with another marker and line."""
+    turn, place = divmod(position, len(CATEGORIES))
+    return {
+        "color": CATEGORIES[place],
+        "marker": MARKERS[(place + turn) % len(MARKERS)],
+        "linestyle": ("-", "--", ":", "-.")[turn % 4],
+    }
 
 
 def _by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -162,14 +162,14 @@ OPTIONS = {
     "--bias-array": "b",
     "--padding-array": "p",
     "--layer": "0",
-    "--experts": "6",
+    "--num-experts": "6",
     "--batch-tokens": "2",
     "--ignore": "-1",
 }
 TAKEN = {
     "scores": {"--bias-array", "--padding-array", "--layer"},
     "loads": {"--layer"},
-    "experts": {"--experts", "--layer", "--batch-tokens", "--ignore"},
+    "experts": {"--num-experts", "--layer", "--batch-tokens", "--ignore"},
 }
 
 
