@@ -15,7 +15,7 @@ from alflb.rules import make_rule
 from experiments import train_moe
 from experiments._moe_settings import SIZES, Arm
 from experiments.ladder import along, frozen, tables
-from experiments.ladder.__main__ import _speed, app
+from experiments.ladder.__main__ import app
 from experiments.ladder.resolution import paired_loss_sd, resolution
 from tests._extras import require
 
@@ -98,8 +98,13 @@ def test_regret_of_no_bias_is_larger_than_of_the_right_one():
     assert (along.batch_loads(right).sum(axis=1) == 2 * 48).all()
 
 
+def test_too_few_batches_are_refused():
+    with pytest.raises(ValueError, match="there are 2 batches since step 55; it takes 32, so train with a smaller"):
+        along.study_along(made_up_traces(), 55, Arm.parse("sign:0.01"))
+
+
 def test_speed_of_a_price_that_moves_steadily():
-    assert _speed(np.arange(30.0)[:, None] * np.array([0.5, -0.5])) == pytest.approx(0.5)
+    assert along._speed(np.arange(30.0)[:, None] * np.array([0.5, -0.5])) == pytest.approx(0.5)
 
 
 def test_traces_come_back_in_order_and_gaps_are_refused(tmp_path):
