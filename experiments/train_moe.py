@@ -306,6 +306,16 @@ _COMPARISONS = (
         "sign:0.001", "aux:0.001", _perplexity, below=True,
     ),
     _difference(
+        "MaxVio_global, sign u = 0.003 less auxiliary loss 0.001",
+        "below 0",
+        "sign:0.003", "aux:0.001", _global, below=True,
+    ),
+    _difference(
+        "validation perplexity, sign u = 0.003 less auxiliary loss 0.001",
+        "below 0",
+        "sign:0.003", "aux:0.001", _perplexity, below=True,
+    ),
+    _difference(
         "MaxVio_global, sign u = 0.01 less auxiliary loss 0.01",
         "below 0",
         "sign:0.01", "aux:0.01", _global, below=True,

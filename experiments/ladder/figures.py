@@ -35,7 +35,7 @@ def figure(rungs: Mapping[str, Sequence[Row]], along: Sequence[Row], frozen: Seq
     )
     lags.set(title="Bias in force and price of one batch", xlabel="steps from bias to batch", ylabel="correlation")
     regret.set(title="Regret per token while training", xlabel="step", ylabel="score units", yscale="log")
-    for scale in (sizes.yaxis, batches.xaxis, batches.yaxis, regret.yaxis):
+    for scale in (sizes.yaxis, batches.yaxis, regret.yaxis):
         label_plainly(scale)
     handles = {label: handle for axis in (sizes, batches, lags, regret) for handle, label in _legend(axis)}
     drawing.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,6 +261,18 @@ def test_from_training_to_tables_and_figure(tmp_path):
     assert along.batch_max_vio(traces) == pytest.approx(layer["max_vio"], abs=1e-4)
     prices_NE = along.prices(traces.scores_NTE[:1], traces.top_k)
     assert solve_exact(AssignmentProblem(traces.scores_NTE[0], 2)).bias_E == pytest.approx(prices_NE[0], abs=1)
+
+
+@pytest.mark.parametrize("rung", ["1m", "5m", "20m", "104m"])
+def test_published_tables_are_those_of_the_published_rows(rung):
+    folder = Path(__file__).parents[2] / "docs" / "validation"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    rows = train_moe.read_results(folder / f"{rung}.json")
+    for table in (tables.arm_table(rows), tables.phase_table(rows)):
+        lines = table.split("\n")[2:]
+        assert lines
+        for line in lines:
+            assert f"| `{rung}` {line}" in page
 
 
 @pytest.mark.parametrize("command", ["along", "frozen"])
