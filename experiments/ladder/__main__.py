@@ -6,18 +6,16 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from alflb.cli._console import reports_errors
 from alflb.io import Row
 from alflb.plotting import save_figure
-from alflb.population import SampledScores
 from alflb.rules import Sight
 from experiments import train_moe
 from experiments._moe_settings import SIZES, Arm
-from experiments.ladder import along as alongside
 from experiments.ladder import cards, figures, tables
+from experiments.ladder.along import batch_layers, read_batches, study_along
 from experiments.ladder.frozen import compositions, computation_batches, parts
 from experiments.ladder.resolution import paired_loss_sd, resolution
 
@@ -63,94 +61,13 @@ def along(
         match = re.fullmatch(r"(.+)_seed(\d+)_batches", folder.name)
         if match is None:
             raise ValueError(f"{folder} is not named ARM_seedN_batches; give the folders that --trace-every leaves")
-        for layer in alongside.batch_layers(folder):
+        for layer in batch_layers(folder):
             arm = Arm.parse(_arm_name(match[1]))
             run = {"arm": arm.name, "seed": int(match[2]), "layer": layer}
-            traces = alongside.read_batches(folder, layer)
-            rows += [{**run, **row} for row in _along(traces, settled, arm)]
+            traces = read_batches(folder, layer)
+            rows += [{**run, **row} for row in study_along(traces, settled, arm)]
         typer.echo(f"{folder.name}: done")
     train_moe.write_results(out, rows)
-
-
-LAGS = range(-20, 11)
-"""In batches on file."""
-POOLS = (1, 2, 4, 8, 16)
-"""Batches put together for one price."""
-LAW_BATCHES = 40
-"""The last batches, from which curvatures are estimated."""
-REGRET_POOL = 10
-"""Batches around a step whose common optimum its bias is held against."""
-
-
-def _along(traces: alongside.BatchTraces, settled: int, arm: Arm) -> list[Row]:
-    """Rows of one router: ``lag``, ``pool``, ``law`` and ``regret``."""
-    late = traces.since(settled)
-    price_NE = alongside.prices(late.scores_NTE, late.top_k)
-    moved = bool(np.ptp(late.bias_NE, axis=1).all())
-    rows: list[Row] = []
-    if moved:
-        curve = alongside.lag_curve(late.bias_NE, price_NE, LAGS)
-        rows += [
-            {"kind": "lag", "lag": lag * late.spacing, "correlation": value}
-            for lag, value in zip(LAGS, curve, strict=True)
-        ]
-        reliability = alongside.mean_correlation(price_NE[1:], price_NE[:-1])
-        for pool in POOLS:
-            pooled_NE = alongside.prices(alongside.pooled(late.scores_NTE, pool), late.top_k)
-            middle = np.arange(len(pooled_NE)) * pool + pool // 2
-            rows.append(
-                {
-                    "kind": "pool",
-                    "batches": pool,
-                    "correlation": alongside.mean_correlation(late.bias_NE[middle], pooled_NE),
-                    "neighbors": alongside.mean_correlation(pooled_NE[1:], pooled_NE[:-1]),
-                    "neighbors_predicted": alongside.reliability_of(reliability, pool),
-                }
-            )
-    rows.append({"kind": "law", **_law(late, price_NE, arm)})
-    return rows + [{"kind": "regret", **row} for row in _regret(traces)]
-
-
-def _regret(traces: alongside.BatchTraces) -> list[Row]:
-    """Means over `REGRET_POOL` batches, each held against its own optimum and against that of all of them."""
-    own_N, near_N = (alongside.regret_per_token(traces, pool) for pool in (1, REGRET_POOL))
-    max_vio_N = alongside.batch_max_vio(traces)
-    return [
-        {
-            "step": int(traces.steps_N[end - 1]),
-            "own": float(own_N[end - REGRET_POOL : end].mean()),
-            "near": float(near_N[end - REGRET_POOL : end].mean()),
-            "max_vio": float(max_vio_N[end - REGRET_POOL : end].mean()),
-        }
-        for end in range(REGRET_POOL, len(near_N) + 1, REGRET_POOL)
-    ]
-
-
-def _law(late: alongside.BatchTraces, price_NE: alongside.Array, arm: Arm) -> Row:
-    """What the tracking law takes, from the last batches, and the lag that it gives for a constant sign step."""
-    last_TE = alongside.pooled(late.scores_NTE[-LAW_BATCHES:], min(LAW_BATCHES, len(late.scores_NTE)))[0]
-    curvature_M = SampledScores(last_TE, late.top_k).curvatures(alongside.prices(last_TE[None], late.top_k)[0])
-    num_tokens = late.scores_NTE.shape[1]
-    spread = alongside.overdispersion(alongside.batch_loads(late), num_tokens, late.top_k)
-    lag = None
-    if arm.kind == "sign" and arm.schedule == "constant" and arm.strength and curvature_M[0] > 0:
-        lag = alongside.sign_lag(arm.strength, num_tokens, late.top_k, curvature_M, spread)
-    return {
-        "curvature": float(np.mean(curvature_M)),
-        "curvature_low": float(np.quantile(curvature_M, 0.1)),
-        "curvature_high": float(np.quantile(curvature_M, 0.9)),
-        "overdispersion": spread,
-        "price_speed": _speed(price_NE) / late.spacing,
-        "lag_predicted": lag,
-        "floor": alongside.batch_floor(late),
-    }
-
-
-def _speed(price_NE: alongside.Array) -> float:
-    """Root mean square over experts of the change of the price per batch, from the first third to the last."""
-    third = len(price_NE) // 3
-    change_E = price_NE[-third:].mean(axis=0) - price_NE[:third].mean(axis=0)
-    return float(np.sqrt(np.mean(change_E**2))) / (len(price_NE) - third)
 
 
 @app.command()

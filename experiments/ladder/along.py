@@ -13,10 +13,25 @@ from numpy.typing import NDArray
 from alflb import bounds, duality, metrics
 from alflb.bounds import TargetMotion, sign_tracking_cost
 from alflb.exact import solve_exact
+from alflb.io import Row
+from alflb.population import SampledScores
 from alflb.problem import AssignmentProblem
+from alflb.rules.sign import Sign
 from alflb.traces import RouterTrace, read_trace
+from experiments._moe_settings import Arm
 
 Array = NDArray[np.float64]
+
+LAGS = range(-20, 11)
+"""In batches on file."""
+POOLS = (1, 2, 4, 8, 16)
+"""Batches put together for one price."""
+FEWEST_BATCHES = max(len(LAGS) + 1, 2 * max(POOLS))
+"""So that every lag and the largest pool have two batches."""
+LAW_BATCHES = 40
+"""The last batches, from which curvatures are estimated."""
+REGRET_POOL = 10
+"""Batches around a step whose common optimum its bias is held against."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +105,7 @@ def mean_correlation(one_NE: Array, other_NE: Array) -> float:
 
     Examples
     --------
-    >>> mean_correlation(np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, 3.0, 5.0]]))
+    >>> round(mean_correlation(np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, 3.0, 5.0]])), 6)
     1.0
     """
     one_NE = one_NE - one_NE.mean(axis=1, keepdims=True)
@@ -126,7 +141,7 @@ def sign_lag(step_size: float, num_tokens: int, top_k: int, curvature_M: Array, 
     Examples
     --------
     >>> round(sign_lag(1e-3, num_tokens=384, top_k=6, curvature_M=np.full(63, 0.2)))
-    97
+    94
     """
     motion = TargetMotion(overdispersion=overdispersion)
     load_sd = sign_tracking_cost(step_size, motion, num_tokens, top_k, curvature_M).load_sd
@@ -200,3 +215,93 @@ def batch_floor(traces: BatchTraces) -> float:
     """MaxVio that sampling alone leaves in these batches, tokens independent."""
     _, num_tokens, num_experts = traces.scores_NTE.shape
     return bounds.sampling_max_vio(num_tokens, traces.top_k, num_experts)
+
+
+def study_along(traces: BatchTraces, settled: int, arm: Arm) -> list[Row]:
+    """Rows of one router: ``lag``, ``pool``, ``law`` and ``regret``.
+
+    Raises
+    ------
+    ValueError
+        If there are too few batches since the step `settled` for the longest lag and the largest pool.
+    """
+    late = traces.since(settled)
+    if len(late.steps_N) < FEWEST_BATCHES:
+        raise ValueError(
+            f"there are {len(late.steps_N)} batches since step {settled}; it takes {FEWEST_BATCHES}, so train with a "
+            "smaller --trace-every, or pass an earlier --settled"
+        )
+    price_NE = prices(late.scores_NTE, late.top_k)
+    rows: list[Row] = [{"kind": "law", **_law(late, price_NE, arm)}]
+    rows += [{"kind": "regret", **row} for row in _regret(traces)]
+    if np.ptp(late.bias_NE, axis=1).all():
+        rows += [{"kind": "lag", **row} for row in _lags(late, price_NE)]
+        rows += [{"kind": "pool", **row} for row in _pools(late, price_NE)]
+    return rows
+
+
+def _lags(late: BatchTraces, price_NE: Array) -> list[Row]:
+    """The lag curve, in steps."""
+    curve = lag_curve(late.bias_NE, price_NE, LAGS)
+    return [{"lag": lag * late.spacing, "correlation": value} for lag, value in zip(LAGS, curve, strict=True)]
+
+
+def _pools(late: BatchTraces, price_NE: Array) -> list[Row]:
+    """The bias against prices of several batches, and these against each other."""
+    reliability = mean_correlation(price_NE[1:], price_NE[:-1])
+    rows = []
+    for pool in POOLS:
+        pooled_NE = prices(pooled(late.scores_NTE, pool), late.top_k)
+        middle = np.arange(len(pooled_NE)) * pool + pool // 2
+        rows.append(
+            {
+                "batches": pool,
+                "correlation": mean_correlation(late.bias_NE[middle], pooled_NE),
+                "neighbors": mean_correlation(pooled_NE[1:], pooled_NE[:-1]),
+                "neighbors_predicted": reliability_of(reliability, pool),
+            }
+        )
+    return rows
+
+
+def _regret(traces: BatchTraces) -> list[Row]:
+    """Means over `REGRET_POOL` batches, each held against its own optimum and against that of all of them."""
+    own_N, near_N = (regret_per_token(traces, pool) for pool in (1, REGRET_POOL))
+    max_vio_N = batch_max_vio(traces)
+    return [
+        {
+            "step": int(traces.steps_N[end - 1]),
+            "own": float(own_N[end - REGRET_POOL : end].mean()),
+            "near": float(near_N[end - REGRET_POOL : end].mean()),
+            "max_vio": float(max_vio_N[end - REGRET_POOL : end].mean()),
+        }
+        for end in range(REGRET_POOL, len(near_N) + 1, REGRET_POOL)
+    ]
+
+
+def _law(late: BatchTraces, price_NE: Array, arm: Arm) -> Row:
+    """What the tracking law takes, from the last batches, and the lag that it gives for a constant sign step."""
+    last_TE = pooled(late.scores_NTE[-LAW_BATCHES:], min(LAW_BATCHES, len(late.scores_NTE)))[0]
+    curvature_M = SampledScores(last_TE, late.top_k).curvatures(prices(last_TE[None], late.top_k)[0])
+    num_tokens = late.scores_NTE.shape[1]
+    spread = overdispersion(batch_loads(late), num_tokens, late.top_k)
+    lag = None
+    rule = arm.rule(num_steps=1)
+    if isinstance(rule, Sign) and arm.schedule == "constant" and arm.strength and curvature_M[0] > 0:
+        lag = sign_lag(arm.strength, num_tokens, late.top_k, curvature_M, spread)
+    return {
+        "curvature": float(np.mean(curvature_M)),
+        "curvature_low": float(np.quantile(curvature_M, 0.1)),
+        "curvature_high": float(np.quantile(curvature_M, 0.9)),
+        "overdispersion": spread,
+        "price_speed": _speed(price_NE) / late.spacing,
+        "lag_predicted": lag,
+        "floor": batch_floor(late),
+    }
+
+
+def _speed(price_NE: Array) -> float:
+    """Root mean square over experts of the change of the price per batch, from the first third to the last."""
+    third = len(price_NE) // 3
+    change_E = price_NE[-third:].mean(axis=0) - price_NE[:third].mean(axis=0)
+    return float(np.sqrt(np.mean(change_E**2))) / (len(price_NE) - third)

@@ -18,11 +18,10 @@ that was in force. The format is that of `alflb.read_trace`; `alflb solve FILE` 
 
 - **Model**: {model}. Mixture layers of {experts} routed experts, {top_k} per token; scores are made by {gate}.
 - **Text**: {text}. Documents that are held out are in no training batch.
-- **Terms**: the traces are numbers computed by this project and come under its license, Apache-2.0. The tokens
-  themselves are not in the files.
-- **Made by**: `python -m experiments.train_moe --traces` with the size, arms and steps named below. The same seed on
-  one thread of the same processor type gives the same bytes.
-- **Limits**: models of 1M to 104M parameters, trained for some hundred steps. Their routers are far from converged.
+- **Terms**: the tokens themselves are not in the files, only numbers computed from them. Sets made by the recipes of
+  this project come under its license, Apache-2.0.
+- **Made by**: `python -m experiments.train_moe --traces`; the description in each file has all settings of its run. The
+  same settings on one thread of the same processor type give the same bytes.
 
 | file | layer | step | tokens | spread of the bias | MaxVio |
 | --- | --- | --- | --- | --- | --- |

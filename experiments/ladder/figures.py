@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from alflb.io import Row
 from alflb.plotting import new_figure, styled
 from experiments.ladder.tables import averaged, over_seeds
-from experiments.train_moe import arm_styles
+from experiments.train_moe import arm_styles, label_plainly
 
 
 @styled
@@ -35,6 +35,8 @@ def figure(rungs: Mapping[str, Sequence[Row]], along: Sequence[Row], frozen: Seq
     )
     lags.set(title="Bias in force and price of one batch", xlabel="steps from bias to batch", ylabel="correlation")
     regret.set(title="Regret per token while training", xlabel="step", ylabel="score units", yscale="log")
+    for scale in (sizes.yaxis, batches.yaxis, regret.yaxis):
+        label_plainly(scale)
     handles = {label: handle for axis in (sizes, batches, lags, regret) for handle, label in _legend(axis)}
     drawing.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     return drawing

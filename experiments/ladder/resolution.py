@@ -45,7 +45,7 @@ def resolution(size: Size, num_seeds: int, loss_sd: float) -> Resolution:
     >>> from experiments._moe_settings import SIZES
     >>> rung = resolution(SIZES["5m"], num_seeds=3, loss_sd=0.01)
     >>> rung.target_load, round(rung.batch_floor, 2), round(rung.held_out_floor, 3), round(rung.perplexity_width, 3)
-    (36.0, 0.42, 0.058, 0.025)
+    (36.0, 0.39, 0.058, 0.025)
     """
 
     def floor(num_tokens: int) -> float:

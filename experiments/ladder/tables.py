@@ -26,7 +26,7 @@ STUDIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lag": (("arm", "lag"), ("correlation",)),
     "pool": (("arm", "batches"), ("correlation", "neighbors", "neighbors_predicted")),
-    "regret": (("arm", "step"), ("own", "near", "max_vio")),
+    "regret": (("arm", "part of the run"), ("own", "near", "max_vio")),
 }
 """For each kind of row: what makes a line of its table, and what is averaged in it."""
 
@@ -36,11 +36,24 @@ def study_tables(rows: Sequence[Row]) -> list[str]:
     tables = []
     for kind, (keys, values) in STUDIES.items():
         of_kind = [row for row in rows if row["kind"] == kind]
+        if kind == "regret":
+            of_kind = _parts_of_the_run(of_kind)
         if of_kind:
             groups = averaged(of_kind, keys, values)
             lines = [[*map(str, key), *(_cell(estimate) for estimate in group)] for key, group in groups.items()]
             tables.append(f"{kind}\n\n{_table([*keys, *values], lines)}")
     return tables
+
+
+def _parts_of_the_run(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the part of the run they belong to; every row counts for the whole, too."""
+    last = max((row["step"] for row in rows), default=0)
+    return [
+        {**row, "part of the run": part}
+        for part, low in (("whole", 0.0), ("second half", 0.5), ("last sixth", 5 / 6))
+        for row in rows
+        if row["step"] > low * last
+    ]
 
 
 def averaged(
@@ -103,14 +116,14 @@ def _slice(series: Sequence[float], low: float, high: float) -> Sequence[float]:
 
 def sign_table(rungs: Mapping[str, Sequence[Row]]) -> str:
     """The published comparisons, one column for each rung."""
-    cells: dict[str, dict[str, str]] = {}
+    cells: dict[tuple[str, str], dict[str, str]] = {}
     for name, rows in rungs.items():
         for finding in train_moe.findings(list(rows)):
             if finding.expected != "-":
                 verdict = {True: "yes", False: "**no**", None: "open"}[finding.holds]
-                cells.setdefault(finding.statement, {})[name] = f"{finding.measured} ({verdict})"
-    lines = [[statement, *(own.get(name, "-") for name in rungs)] for statement, own in cells.items()]
-    return _table(["", *rungs], lines)
+                cells.setdefault((finding.statement, finding.expected), {})[name] = f"{finding.measured} ({verdict})"
+    lines = [[*compared, *(own.get(name, "-") for name in rungs)] for compared, own in cells.items()]
+    return _table(["", "expected", *rungs], lines)
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from alflb.rules import make_rule
 from experiments import train_moe
 from experiments._moe_settings import SIZES, Arm
 from experiments.ladder import along, frozen, tables
-from experiments.ladder.__main__ import _speed, app
+from experiments.ladder.__main__ import app
 from experiments.ladder.resolution import paired_loss_sd, resolution
 from tests._extras import require
 
@@ -98,8 +99,13 @@ def test_regret_of_no_bias_is_larger_than_of_the_right_one():
     assert (along.batch_loads(right).sum(axis=1) == 2 * 48).all()
 
 
+def test_too_few_batches_are_refused():
+    with pytest.raises(ValueError, match="there are 2 batches since step 55; it takes 32, so train with a smaller"):
+        along.study_along(made_up_traces(), 55, Arm.parse("sign:0.01"))
+
+
 def test_speed_of_a_price_that_moves_steadily():
-    assert _speed(np.arange(30.0)[:, None] * np.array([0.5, -0.5])) == pytest.approx(0.5)
+    assert along._speed(np.arange(30.0)[:, None] * np.array([0.5, -0.5])) == pytest.approx(0.5)
 
 
 def test_traces_come_back_in_order_and_gaps_are_refused(tmp_path):
@@ -255,6 +261,18 @@ def test_from_training_to_tables_and_figure(tmp_path):
     assert along.batch_max_vio(traces) == pytest.approx(layer["max_vio"], abs=1e-4)
     prices_NE = along.prices(traces.scores_NTE[:1], traces.top_k)
     assert solve_exact(AssignmentProblem(traces.scores_NTE[0], 2)).bias_E == pytest.approx(prices_NE[0], abs=1)
+
+
+@pytest.mark.parametrize("rung", ["1m", "5m", "20m", "104m"])
+def test_published_tables_are_those_of_the_published_rows(rung):
+    folder = Path(__file__).parents[2] / "docs" / "validation"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    rows = train_moe.read_results(folder / f"{rung}.json")
+    for table in (tables.arm_table(rows), tables.phase_table(rows)):
+        lines = table.split("\n")[2:]
+        assert lines
+        for line in lines:
+            assert f"| `{rung}` {line}" in page
 
 
 @pytest.mark.parametrize("command", ["along", "frozen"])
