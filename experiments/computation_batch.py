@@ -31,6 +31,7 @@ from alflb.streams import SyntheticStream
 from alflb.streams.base import seeded
 from alflb.verdict import Finding
 from experiments._statistics import Estimate, mean_interval
+from experiments.tracking import COST_OF
 
 CLAIM = (
     "With a loss-free bias the MaxVio of a computation batch falls with its size as far as sampling allows; without "
@@ -208,8 +209,7 @@ def _ripple(cell: Row, mode_M: NDArray[np.float64] | None) -> float | None:
         return 0.0
     still = bounds.TargetMotion()
     with_noise, noise = (
-        bounds.tracking_cost(cell["rule"], u, still, cell["num_tokens"], TOP_K, mode_M).max_vio
-        for u in (cell["step_size"], 0.0)
+        COST_OF[cell["rule"]](u, still, cell["num_tokens"], TOP_K, mode_M).max_vio for u in (cell["step_size"], 0.0)
     )
     return math.sqrt(with_noise**2 - noise**2)
 

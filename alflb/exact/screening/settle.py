@@ -7,7 +7,6 @@ yields prices at which nobody wants to move: an optimum of the sparse problem.
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +85,8 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
     step_E = np.empty_like(price_E)
     best_E, least, idle, in_turns = price_E, np.inf, 0, False
     reach = np.inf
-    for turn in itertools.count():
+    turn = 0
+    while True:
         misplaced = flow_kernels.quantile_steps(undecided, price_E, rank_E, step_E)
         longest = int(np.abs(step_E).max())
         idle = 0 if misplaced + len(undecided.score_N) / _ENTRIES_PER_PICK < least else idle + 1
@@ -100,6 +100,7 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
         if _REACH * longest < _CLOSER * reach:
             reach = _REACH * longest
             undecided, _ = undecided.near(price_E, reach, rank_E)
+        turn += 1
 
 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
