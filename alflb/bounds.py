@@ -572,10 +572,10 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
        \mathrm{Var}(\text{bias mode } h) = c\,u\,s\,\sqrt{\pi/8}\,/\,h,
 
     because a Gaussian load surplus of standard deviation s has :math:`E[x\,\mathrm{sign}(g)] =
-    \sqrt{2/\pi}\,h\,E[x^2]/s`, and sign^2 = 1 exactly. Loads sum to K T, so two experts' signs have correlation
-    (2/pi) arcsin(-1/(E-1)), hence :math:`c = 1 + \tfrac2\pi\arcsin\tfrac1{E-1}` on mean-zero directions; where L is
-    whole, an expert is balanced and does not move with probability :math:`1/(\sqrt{2\pi}\,\sigma T)`, which takes
-    that share off c. For small u it agrees with the first-order law in docs/theory, which takes c as 1.
+    \sqrt{2/\pi}\,h\,E[x^2]/s`, and sign^2 = 1 exactly. Loads sum to K T, so two experts' signs have, on average over
+    pairs, the correlation (2/pi) arcsin(-1/(E-1)), hence :math:`c = 1 + \tfrac2\pi\arcsin\tfrac1{E-1}` on mean-zero
+    directions; where L is whole, an expert is balanced and does not move with probability
+    :math:`1/(\sqrt{2\pi}\,\sigma T)`, which takes that share off c.
 
     Parameters
     ----------

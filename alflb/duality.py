@@ -249,10 +249,7 @@ def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertifica
     (1.25, 1.25, 0.0)
     """
     check_problem(problem)
-    equal_targets = bool(np.ptp(problem.target_E) == 0)
-    optimal_spread = bounds.optimal_spread(
-        problem.score_range, problem.num_experts, problem.top_k, equal_targets=equal_targets
-    )
+    widest = optimal_spread(problem)
     experts_TK, load_E, _ = allocate(problem, bias)
     violation_l1 = violation(load_E, problem.target_E).l1
     return GapCertificate(
@@ -260,10 +257,23 @@ def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertifica
         affinity=affinity(problem, experts_TK),
         load_E=load_E,
         violation_l1=violation_l1,
-        gap_bound=bounds.gap_bound(violation_l1, spread(bias), optimal_spread),
-        affinity_excess_bound=bounds.affinity_excess_bound(violation_l1, optimal_spread),
+        gap_bound=bounds.gap_bound(violation_l1, spread(bias), widest),
+        affinity_excess_bound=bounds.affinity_excess_bound(violation_l1, widest),
         affinity_loss_bound=bounds.affinity_loss_bound(violation_l1, spread(bias)),
     )
+
+
+def optimal_spread(problem: AssignmentProblem) -> float:
+    """A spread that some optimal bias of this problem does not exceed (claims C6 and C16), score units.
+
+    Examples
+    --------
+    >>> scores = [[3.0, 0.0, 4.0, 4.0], [4.0, 2.0, 0.0, 0.0]]
+    >>> optimal_spread(AssignmentProblem(scores, 2)), optimal_spread(AssignmentProblem(scores, 2, [0.0, 2.0, 1.0, 1.0]))
+    (4.0, 8.0)
+    """
+    equal_targets = bool(np.ptp(problem.target_E) == 0)
+    return bounds.optimal_spread(problem.score_range, problem.num_experts, problem.top_k, equal_targets=equal_targets)
 
 
 def _biased(problem: AssignmentProblem, bias: ArrayLike) -> NDArray[np.float64]:

@@ -46,7 +46,8 @@ def verify_balance(
         One per claim, with what was observed (`measured`), the bound, and their ratio:
 
         * C1, C2: how far the Lagrangian identity and the sandwich are violated, score units per pick;
-        * C4: largest :math:`|A_k - L|`, tokens, from the first step inside the sharp band on, against the band;
+        * C4: largest :math:`|A_k - L|`, tokens, from the first step inside the band on, against the band: the sharp one
+          for equal targets, m (E - 1) for unequal ones (C16);
         * C5: steps until all loads are inside the band for good, against the sharpened entry time;
         * C6: dual gap :math:`D(p) - LP^*`, score units, at the step where it is nearest to its bound.
 
@@ -151,7 +152,8 @@ def _band_verdicts(problem: AssignmentProblem, run: Trajectory, step_size: float
     largest = float(np.abs(problem.scores_TE[np.isfinite(problem.scores_TE)]).max()) + float(np.abs(run.bias_NE).max())
     blur = 4 * float(np.finfo(problem.scores_TE.dtype).eps) * largest
     most = bounds.crossing_multiplicity(problem.scores_TE, 2 * step_size + blur)
-    band = bounds.sharp_band(most, problem.num_experts)
+    band_of = bounds.sharp_band if np.ptp(problem.target_E) == 0 else bounds.absorbing_band
+    band = band_of(most, problem.num_experts)
     inside = np.flatnonzero(off_N <= float(band))
     wide = f"the band, {float(band):.4g} tokens, is wider than L = {problem.target_load:.4g}"
     vacuous = wide if band >= problem.target_load else ""
@@ -168,7 +170,7 @@ def _band_verdicts(problem: AssignmentProblem, run: Trajectory, step_size: float
             )
         )
     if np.all(run.bias_NE[0] == run.bias_NE[0][0]) and np.isfinite(problem.score_range):
-        allowed = bounds.sharp_entry_time(problem.num_experts, problem.score_range, step_size)
+        allowed = bounds.sharp_entry_time(problem.num_experts, duality.optimal_spread(problem), step_size)
         settled = settled_from(off_N, float(band))
         late = f"the bound, {allowed:,} steps, is longer than the run" if allowed >= run.num_steps else ""
         found.append(
@@ -187,10 +189,11 @@ def _gap_verdict(problem: AssignmentProblem, run: Trajectory, point_P: NDArray[n
     """C6: how far from optimal a bias can be whose loads are that unbalanced."""
     optimum = recertify(problem, solve_exact(problem)).value
     certificates = [duality.gap_certificate(problem, run.bias_NE[n]) for n in point_P]
+    reach = "2ρ" if duality.optimal_spread(problem) > problem.score_range else "ρ"
     verdicts = [
         Verdict.of(
             "C6",
-            f"D(p) − LP* at step {n + 1} (score units), bound ½ ‖A − L‖₁ (spread(p) + ρ)",
+            f"D(p) − LP* at step {n + 1} (score units), bound ½ ‖A − L‖₁ (spread(p) + {reach})",
             measured=max(one.dual_value - optimum, 0.0),
             bound=one.gap_bound + ROUNDING * problem.num_tokens * problem.top_k,
             instances=len(point_P),

@@ -341,13 +341,16 @@ def _verdict(judged: list[Judged], role: str, quantities: tuple[str, ...]) -> Fi
         if one.row["role"] == role and one.quantity in quantities and one.row["family"] != "text_epochs"
     ]
     inside, outside = ([one for one in chosen if (one.criterion <= 1) is side] for side in (True, False))
-    good, bad = sum(one.within for one in inside), sum(one.beyond for one in inside)
-    caught = sum(not one.within for one in outside)
-    worst = max((abs(one.error.mean) for one in inside), default=math.nan)
     names = " and ".join(name.replace("_", " ") for name in quantities)
     where = "cells it was chosen on" if role == "choose" else "cells not used to choose it"
+    statement = f"Criterion at most 1, {names}, {where}: law within 5%"
+    if not inside:
+        return Finding(statement, "all", "no such cell in this run", None)
+    good, bad = sum(one.within for one in inside), sum(one.beyond for one in inside)
+    caught = sum(not one.within for one in outside)
+    worst = max(abs(one.error.mean) for one in inside)
     return Finding(
-        f"Criterion at most 1, {names}, {where}: law within 5%",
+        statement,
         "all",
         f"{good} of {len(inside)}, {bad} surely not, worst {worst:.1%}; "
         f"above 1: {caught} of {len(outside)} are off by more",

@@ -4,7 +4,8 @@
 from u, T, E, K and the Hessian's eigenvalues. Three corrections to the formula first stated, each measured
 (docs/claims.md):
 
-- loads sum to K T, so two experts' signs have correlation (2/pi) arcsin(-1/(E-1)), and the bias variance is larger by
+- loads sum to K T, so two experts' loads have correlation -1/(E-1) on average over pairs (for every pair if K = 1),
+  their signs (2/pi) arcsin(-1/(E-1)), and the bias variance is larger by
   c = 1 + (2/pi) arcsin(1/(E-1)): twice for E = 2, 9% for E = 8;
 - sign^2 = 1, so a mode's variance is c u^2/(2a), a = u sqrt(2/pi) h/sigma, not u^2/(1 - (1-a)^2), which counts the
   drift twice;

@@ -122,6 +122,45 @@ def test_regret_bounds_by_hand():
     assert bounds.constant_step_gap(4.0, num_steps=10, step_size=0.5, second_moment=3.0) == pytest.approx(0.4 + 0.75)
 
 
+@pytest.mark.parametrize(
+    ("num_experts", "top_k", "times"), [(4, 2, 2), (4, 1, 1), (4, 3, 1), (4, 4, 1), (2, 1, 1), (6, 4, 2)]
+)
+def test_unequal_targets_widen_the_optimal_bias_between_the_first_and_the_last_k(num_experts, top_k, times):
+    assert bounds.optimal_spread(0.5, num_experts, top_k) == 0.5
+    assert bounds.optimal_spread(0.5, num_experts, top_k, equal_targets=False) == 0.5 * times
+
+
+def test_a_delay_is_a_larger_step():
+    assert bounds.bias_spread_bound(0.0, 1.0, 0.25, delay=3) == bounds.bias_spread_bound(0.0, 1.0, 1.0)
+    assert bounds.adversarial_regret(1.0, 9, 4, 2, delay=4) == 3 * bounds.adversarial_regret(1.0, 9, 4, 2)
+    assert bounds.adversarial_step(1.0, 9, 4, 2, delay=4) == pytest.approx(bounds.adversarial_step(1.0, 9, 4, 2) / 3)
+
+
+def test_the_dynamic_step_makes_its_bound_least():
+    rho, num_steps, num_experts, top_k, path = 2.0, 30, 6, 2, 5.0
+    moment = num_steps * (top_k - top_k**2 / num_experts)
+    best = bounds.dynamic_step(rho, num_steps, num_experts, top_k, path)
+
+    def bound(eta):
+        return (num_experts * rho**2 / 4 + (rho + eta) * path) / (2 * eta) + eta * moment / 2
+
+    assert bounds.dynamic_regret(rho, num_steps, num_experts, top_k, path) == pytest.approx(bound(best))
+    assert bound(best) <= min(bound(0.9 * best), bound(1.1 * best))
+    still = bounds.adversarial_regret(rho, num_steps, num_experts, top_k)
+    assert bounds.dynamic_regret(rho, num_steps, num_experts, top_k, 0.0) == pytest.approx(still)
+
+
+def test_the_pull_of_two_experts_is_that_of_their_binomial():
+    """One token, two experts: psi(x) = 2x - 1 has slope 2 everywhere, so m = 4 c 2 / 2."""
+    assert bounds.sign_pull_of_ties(1, 2, 1, radius=0.3, tie_density=0.25) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("failure", [0.0, 1.0, -0.1, float("nan")])
+def test_a_failure_that_is_no_probability_is_named(failure):
+    with pytest.raises(ValueError, match="failure"):
+        bounds.max_vio_bound(64, 1, 4, failure=failure)
+
+
 def test_gap_bounds_by_hand():
     assert bounds.gap_bound(4.0, 1.0, 2.0) == 6.0
     assert bounds.affinity_excess_bound(4.0, 2.0) == 4.0

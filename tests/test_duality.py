@@ -115,6 +115,25 @@ def test_gap_certificate_of_unequal_targets_holds_the_optimum(data):
     assert certificate.affinity - value <= certificate.affinity_excess_bound + 1e-9
 
 
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_some_optimal_bias_of_unequal_targets_spans_two_score_ranges_at_most(data):
+    """The construction in the proof of claim C16: raise what is never picked, lower what always is."""
+    tokens, experts = data.draw(st.integers(1, 6)), data.draw(st.integers(2, 5))
+    top_k = data.draw(st.integers(1, experts - 1))
+    scores = data.draw(arrays(np.float64, (tokens, experts), elements=st.integers(-8, 8).map(float)))
+    order = data.draw(arrays(np.float64, (tokens, experts), elements=st.integers(0, 3).map(float)))
+    favor = data.draw(arrays(np.float64, experts, elements=st.integers(0, 4).map(float)))
+    target = duality.allocate(AssignmentProblem(order, top_k), favor).load_E
+    problem = AssignmentProblem(scores, top_k, target)
+    solution, reach = solve_exact(problem), problem.score_range
+    bias_E = np.maximum(solution.bias_E, np.sort(solution.bias_E)[-top_k] - reach)
+    bias_E = np.minimum(bias_E, np.sort(bias_E)[-top_k - 1] + reach)
+    assert duality.dual_value(problem, bias_E) == pytest.approx(solution.value, abs=1e-9)
+    allowed = bounds.optimal_spread(reach, experts, top_k, equal_targets=False)
+    assert duality.spread(bias_E) <= allowed + 1e-9
+
+
 def test_the_interval_is_the_tightest_the_bounds_give_on_either_side():
     strict = 0
     for seed in range(40):

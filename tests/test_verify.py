@@ -88,3 +88,14 @@ def test_loads_that_leave_the_band_fail():
     bias_NE[:2501] = run.bias_NE[:2501]
     tampered = Trajectory(bias_NE, load_NE, run.target_E, {}, run.meta)
     assert not by_claim(verify_balance(one, tampered, num_points=5))["C4"].holds
+
+
+def test_unequal_targets_have_a_band_of_their_own():
+    """One token, targets 2/3 and 1/3: loads are off by 2/3, more than the band of equal targets allows."""
+    wanted = alflb.AssignmentProblem([[0.0, 0.0]], 1, [2 / 3, 1 / 3])
+    bias_NE = np.array([[0.0, 0.0], [-1.0, 1.0], [0.0, 0.0], [-1.0, 1.0], [0.0, 0.0]])
+    run = Trajectory(bias_NE, np.array([[1, 0], [0, 1], [1, 0], [0, 1]]), wanted.target_E)
+    found = by_claim(verify_balance(wanted, run))
+    assert all(verdict.holds for verdict in found.values())
+    assert found["C4"].measured == pytest.approx(2 / 3)
+    assert found["C4"].bound == 1.0

@@ -1,4 +1,4 @@
-"""``{verdicts} C4``: what the last published run of `proofs_check` says about a claim, from docs/claims.md."""
+"""``{verdicts} C4``: what the last published run of `proofs_check` says about a claim, and its formal statements."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import proofs_check
+from proofs_check.formal import THEOREMS
 
 
 class Verdicts(SphinxDirective):
@@ -27,8 +28,10 @@ class Verdicts(SphinxDirective):
         if not own:
             raise self.error(f"docs/claims.md has no verdicts on {claim}")
         table = [_without_ends(head), "|---" * (head.count("|") - 3) + "|", *map(_without_ends, own)]
-        text = f"Check: `proofs_check/{_file_of(claim)}`, run by `python -m proofs_check --claim {claim}`.\n\n"
-        return self.parse_text_to_nodes(text + "\n".join(table))
+        text = f"Check: `proofs_check/{_file_of(claim)}`, run by `python -m proofs_check --claim {claim}`."
+        if any(theorem.claim == claim for theorem in THEOREMS):
+            text += f" [Formal statements](#formal-{claim})."
+        return self.parse_text_to_nodes(text + "\n\n" + "\n".join(table))
 
 
 def _without_ends(row: str) -> str:

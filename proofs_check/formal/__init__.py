@@ -89,6 +89,12 @@ THEOREMS = (
     Theorem("C14", "c14_whiteness", "white_iff_kalman", "observations are white iff the gain is Kalman's"),
     Theorem("C14", "c14_whiteness", "lagged_covariance", "the covariance of observations at every lag"),
     Theorem("C14", "c14_whiteness", "kalman_gain_best", "that gain alone has the least next variance"),
+    Theorem("C16", "c16_unequal_targets", "unequal_band", "m (E - 1) - delta absorbs, delta the least deviation"),
+    Theorem("C16", "c16_unequal_targets", "any_targets_band", "m (E - 1) absorbs for any targets"),
+    Theorem("C16", "c16_unequal_targets", "fraction_targets_band", "m (E - 1) - 1/d for multiples of 1/d"),
+    Theorem("C17", "c17_delayed_loads", "bounded_delayed_bias", "spread(p_n) <= max(spread(p_0), rho + 2u (d + 1))"),
+    Theorem("C18", "c18_dynamic_regret", "dynamic_regret", "the bound at every step size, moving comparators"),
+    Theorem("C18", "c18_dynamic_regret", "bounded_online_bias", "spread(p_n) <= rho + eta T, proportional rule"),
     Theorem("LP", "duality", "certificate_sound", "a plan that passes the solver's certificate is optimal"),
     Theorem(
         "LP", "strong_duality", "strong_duality", "an optimum and a bias of the same value exist, rational targets"

@@ -240,15 +240,15 @@ rewrite /biased /crossing => h2 h1; apply/andP; split.
 by rewrite ler_subl_addr addrAC ler_subr_addr [leRHS]addrC.
 Qed.
 
-(* which a step moves by at most 2u. *)
-Lemma swaps_window p i k j : swaps p (step p) i k j ->
+(* which a step moves by at most 2u, whatever the targets. *)
+Lemma swaps_window M p i k j : swaps p (sign_step K scores M u p) i k j ->
   i \in window scores (p j - p k) (2%:R * u) k j.
 Proof.
 move=> /swaps_between /andP[lo hi]; rewrite inE lo /=; apply: le_trans hi _; rewrite /sign_step.
 set x := Num.sg _; set y := Num.sg _.
 have -> : p j + u * x - (p k + u * y) = p j - p k + u * (x - y) by ring.
 rewrite ler_add2l mulrC ler_pmul2r // (_ : 2%:R = 1 - -1); last by rewrite opprK.
-by apply: ler_sub; [case/andP: (sg_bounds (L j - (A p j)%:R)) | case/andP: (sg_bounds (L k - (A p k)%:R))].
+by apply: ler_sub; [case/andP: (sg_bounds (M j - (A p j)%:R)) | case/andP: (sg_bounds (M k - (A p k)%:R))].
 Qed.
 
 (* Tokens counted through the experts they went to. *)
@@ -264,21 +264,31 @@ apply: (@leq_trans (\sum_(j in J) #|W j|)).
 by rewrite mulnC -sum_nat_const; apply: leq_sum.
 Qed.
 
-Lemma gives_neq s (a : 'I_E -> int) k j : gives s a k j -> k != j.
-Proof. by apply: contraTneq => ->; rewrite /gives; lia. Qed.
+(* At most m tokens go from k to each expert with a larger step, and come to k from each one with a smaller step. *)
+Lemma lost_le M p k : (#|lost p (sign_step K scores M u p) k| <=
+  m * #|[set j | (Num.sg (M k - (A p k)%:R) < Num.sg (M j - (A p j)%:R))%R]|)%N.
+Proof.
+apply: (card_cover (W := fun j => window scores (p j - p k) (2%:R * u) k j)) => [i|j].
+  case/lost_swaps=> j sw; exists j; last exact: swaps_window sw.
+  by rewrite inE; apply: sign_preference sw.
+by rewrite inE => kj; apply: card_window; apply: contraTneq kj => ->; rewrite ltxx.
+Qed.
+
+Lemma gained_le M p k : (#|lost (sign_step K scores M u p) p k| <=
+  m * #|[set j | (Num.sg (M j - (A p j)%:R) < Num.sg (M k - (A p k)%:R))%R]|)%N.
+Proof.
+apply: (card_cover (W := fun j => window scores (p k - p j) (2%:R * u) j k)) => [i|j].
+  case/lost_swaps=> j; rewrite swapsC => sw; exists j; last exact: swaps_window sw.
+  by rewrite inE; apply: sign_preference sw.
+by rewrite inE => jk; apply: card_window; apply: contraTneq jk => ->; rewrite ltxx.
+Qed.
 
 Lemma sign_step_trade p : trade m total (loads p) (loads (step p)).
 Proof.
 move=> k; exists #|lost (step p) p k|, #|lost p (step p) k|; split.
 - by have := load_lost p (step p) k; rewrite /loads; lia.
-- apply: (card_cover (W := fun j => window scores (p k - p j) (2%:R * u) j k)) => [i|j].
-    case/lost_swaps=> j; rewrite swapsC => sw; exists j; last exact: swaps_window.
-    by rewrite inE -sg_gives; apply: sign_preference sw.
-  by rewrite inE => /gives_neq /card_window.
-- apply: (card_cover (W := fun j => window scores (p j - p k) (2%:R * u) k j)) => [i|j].
-    case/lost_swaps=> j sw; exists j; last exact: swaps_window.
-    by rewrite inE -sg_gives; apply: sign_preference sw.
-  by rewrite inE => /gives_neq /card_window.
+- by apply: leq_trans (gained_le L p k) _; under eq_finset do rewrite sg_gives.
+- by apply: leq_trans (lost_le L p k) _; under eq_finset do rewrite sg_gives.
 Qed.
 
 Lemma whole_band_sharp k : (whole_band E m)%:~R = E%:R * sharp_band R m E.

@@ -126,3 +126,8 @@ def test_sampled_population_agrees_with_quadrature():
 def test_sampled_population_refuses(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+def test_a_criterion_without_cells_says_so_and_claims_nothing():
+    empty = steady_state._verdict([], "test", steady_state.QUANTITIES[:2])
+    assert (empty.measured, empty.holds) == ("no such cell in this run", None)
