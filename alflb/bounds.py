@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -394,7 +395,7 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     >>> round(law.load_sd, 4), round(law.max_vio, 3)
     (0.0135, 0.082)
     """
-    still = tracking_cost("sign", step_size, TargetMotion(), num_tokens, top_k, eigenvalues)
+    still = sign_tracking_cost(step_size, TargetMotion(), num_tokens, top_k, eigenvalues)
     return SignRuleLaw(still.bias_sd, still.load_sd, still.max_vio)
 
 
@@ -443,6 +444,11 @@ class TargetMotion(NamedTuple):
     overdispersion: float = 1.0
     """Variance of an expert's load in a batch over that of T independent tokens: texts make it larger than 1."""
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether p* does not move."""
+        return self.speed == self.diffusion == 0
+
 
 class TrackingCost(NamedTuple):
     """What a rule costs in its steady state while it follows a moving p*."""
@@ -457,41 +463,36 @@ class TrackingCost(NamedTuple):
     """Expected max_k A_k / L - 1."""
 
 
-TRACKING_RULES = ("proportional", "sign")
-"""Rules that `tracking_cost` knows."""
+TrackingCostOf = Callable[[float, TargetMotion, int, int, ArrayLike], TrackingCost]
+"""`sign_tracking_cost` or `proportional_tracking_cost`."""
+
+_LOST = TrackingCost(math.inf, math.inf, math.inf, math.inf)
 
 
-def tracking_cost(
-    rule: str, step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike
+def sign_tracking_cost(
+    step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike
 ) -> TrackingCost:
-    r"""Lag and noise of a rule with a constant step that follows a moving p* (measured, not proved).
+    r"""Lag and noise of the sign rule with a constant step that follows a moving p* (measured, not proved).
 
-    With :math:`\sigma^2 = o (K/E)(1-K/E)/T` (o the overdispersion), speed v, diffusion q and the E - 1 modes h of the
-    Hessian, all modes moving alike (:math:`v_m^2 = v^2 E/(E-1)`, :math:`q_m = q E/(E-1)`), and the step as gradient
-    descent on load fractions, :math:`\eta = u E/K` for the proportional rule:
-
-    .. math::
-       \mathrm{lag}_m = \frac{v_m}{\eta h},\qquad
-       \mathrm{Var}_m = \frac{q_m + \eta^2 \sigma^2 E/(E-1)}{\eta h (2 - \eta h)},\qquad
-       \mathrm{regret} = \tfrac12 \sum_m h (\mathrm{Var}_m + \mathrm{lag}_m^2).
-
-    For the sign rule, with c and s as in `sign_rule_law`,
+    With :math:`\sigma^2 = o (K/E)(1-K/E)/T` (o the overdispersion), speed v, diffusion q, the E - 1 modes h of the
+    Hessian, all modes moving alike (:math:`v_m^2 = v^2 E/(E-1)`, :math:`q_m = q E/(E-1)`), and c as in
+    `sign_rule_law`,
 
     .. math::
-       h\,\mathrm{lag} = s\sqrt2\,\mathrm{erf}^{-1}(v/u),\qquad
+       h\,\mathrm{lag} = s\sqrt2\,\mathrm{erf}^{-1}(r),\qquad
        \mathrm{Var}_m = \frac{(c u^2 (1 - r^2) + q_m)\, s \sqrt{\pi/8}\; e^{\,\mathrm{erf}^{-1}(r)^2}}{u h},\qquad
        s^2 = \sigma^2 + \tfrac1E \sum_m h^2 \mathrm{Var}_m,\qquad r = v/u,
 
-    so it follows at most at u per step. A lagging rule has the mean sign r: its signs vary by 1 - r^2 only, and pull
-    back more weakly, as the density of the surplus at zero is lower by the exponential.
-    The derivation is in docs/experiments/tracking.md.
+    and regret is :math:`\tfrac12 \sum_m h (\mathrm{Var}_m + \mathrm{lag}_m^2)`. The rule follows at most at u per
+    step. A lagging rule has the mean sign r: its signs vary by 1 - r^2 only, and pull back more weakly, as the density
+    of the surplus at zero is lower by the exponential. The derivation is in docs/experiments/tracking.md.
 
     Parameters
     ----------
-    rule : {"sign", "proportional"}
     step_size : float
         u >= 0, score units per step.
     motion : TargetMotion
+        How p* moves, and how noisy batches are.
     num_tokens, top_k : int
         T and K.
     eigenvalues : array_like, shape (E - 1,)
@@ -500,62 +501,132 @@ def tracking_cost(
     Returns
     -------
     TrackingCost
-        All infinite where the rule cannot follow: sign with u <= v, proportional with eta h >= 2, or u = 0 and a
-        p* that moves.
+        All infinite where the rule cannot follow: u <= v, or u = 0 and a p* that moves.
 
     Raises
     ------
     ValueError
-        For an unknown rule, eigenvalues that are not positive, K >= E, or negative numbers.
+        For eigenvalues that are not positive, K >= E, or negative numbers.
 
     Examples
     --------
-    >>> cost = tracking_cost("sign", 1e-3, TargetMotion(speed=1e-4), 1024, 2, [0.06] * 7)
+    >>> cost = sign_tracking_cost(1e-3, TargetMotion(speed=1e-4), 1024, 2, [0.06] * 7)
     >>> round(cost.load_sd, 4), round(cost.max_vio, 3)
     (0.0137, 0.083)
-    >>> tracking_cost("sign", 1e-4, TargetMotion(speed=1e-3), 1024, 2, [0.06] * 7).regret
+    >>> sign_tracking_cost(1e-4, TargetMotion(speed=1e-3), 1024, 2, [0.06] * 7).regret
     inf
     """
-    mode = np.asarray(eigenvalues, dtype=np.float64)
-    if mode.ndim != 1 or len(mode) == 0 or not mode.min() > 0:
+    facts = _tracked(step_size, motion, num_tokens, top_k, eigenvalues)
+    if step_size == 0 and motion.stands_still:
+        return _steady_cost(facts, np.zeros_like(facts.mode_M), facts.noise_sd, 0.0)
+    if step_size <= motion.speed:
+        return _LOST
+    moving = _signs_that_move(facts.noise_sd, num_tokens, facts.num_experts, top_k)
+    variance_M, load_sd = _sign_noise(step_size, motion, facts.noise_sd, moving, facts.mode_M)
+    lag = load_sd * math.sqrt(2) * float(scipy.special.erfinv(motion.speed / step_size))
+    return _steady_cost(facts, variance_M, load_sd, lag)
+
+
+def proportional_tracking_cost(
+    step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike
+) -> TrackingCost:
+    r"""Lag and noise of the proportional rule with a constant step that follows a moving p* (claim C18 for one mode).
+
+    With :math:`\sigma^2 = o (K/E)(1-K/E)/T` (o the overdispersion), speed v, diffusion q, the E - 1 modes h of the
+    Hessian, all modes moving alike (:math:`v_m^2 = v^2 E/(E-1)`, :math:`q_m = q E/(E-1)`), and the step as gradient
+    descent on load fractions, :math:`\eta = u E/K`:
+
+    .. math::
+       \mathrm{lag}_m = \frac{v_m}{\eta h},\qquad
+       \mathrm{Var}_m = \frac{q_m + \eta^2 \sigma^2 E/(E-1)}{\eta h (2 - \eta h)},\qquad
+       \mathrm{regret} = \tfrac12 \sum_m h (\mathrm{Var}_m + \mathrm{lag}_m^2).
+
+    The derivation is in docs/experiments/tracking.md, the proof for one mode in docs/theory/regret.md.
+
+    Parameters
+    ----------
+    step_size : float
+        u >= 0, score units per step.
+    motion : TargetMotion
+        How p* moves, and how noisy batches are.
+    num_tokens, top_k : int
+        T and K.
+    eigenvalues : array_like, shape (E - 1,)
+        Positive eigenvalues h of the Hessian of f at p*, the gauge's zero left out.
+
+    Returns
+    -------
+    TrackingCost
+        All infinite where the rule cannot follow: eta h >= 2, or u = 0 and a p* that moves.
+
+    Raises
+    ------
+    ValueError
+        For eigenvalues that are not positive, K >= E, or negative numbers.
+
+    Examples
+    --------
+    >>> cost = proportional_tracking_cost(1e-2, TargetMotion(speed=1e-4), 1024, 2, [0.06] * 7)
+    >>> round(cost.load_sd, 4), round(cost.max_vio, 3)
+    (0.0138, 0.084)
+    >>> proportional_tracking_cost(10.0, TargetMotion(), 1024, 2, [0.06] * 7).regret
+    inf
+    """
+    facts = _tracked(step_size, motion, num_tokens, top_k, eigenvalues)
+    if step_size == 0 and motion.stands_still:
+        return _steady_cost(facts, np.zeros_like(facts.mode_M), facts.noise_sd, 0.0)
+    gain = step_size / facts.share
+    if gain == 0 or gain * float(facts.mode_M.max()) >= 2:
+        return _LOST
+    variance_M, load_sd = _proportional_noise(gain, motion, facts.noise_sd, facts.mode_M)
+    return _steady_cost(facts, variance_M, load_sd, motion.speed / gain)
+
+
+class _Tracked(NamedTuple):
+    """What is tracked: the modes, the share K / E, and the standard deviation of a load fraction by sampling alone."""
+
+    mode_M: NDArray[np.float64]
+    num_experts: int
+    share: float
+    noise_sd: float
+
+
+def _tracked(step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike) -> _Tracked:
+    """The checked arguments of a tracking cost."""
+    mode_M = np.asarray(eigenvalues, dtype=np.float64)
+    if mode_M.ndim != 1 or len(mode_M) == 0 or not mode_M.min() > 0:
         raise ValueError("eigenvalues must be E - 1 positive numbers: leave out the zero of the gauge")
-    num_experts = len(mode) + 1
+    num_experts = len(mode_M) + 1
     if check_count(top_k, "top_k") >= num_experts:
         raise ValueError(f"top_k is {top_k} and there are {num_experts} experts; with K = E nothing is random")
     check_count(num_tokens, "num_tokens")
     check_number(step_size, "step_size")
     for name, value in motion._asdict().items():
         check_number(value, name, positive=name == "overdispersion")
-    if rule not in TRACKING_RULES:
-        raise unknown_name("rule", rule, TRACKING_RULES)
     share = top_k / num_experts
-    noise_sd = math.sqrt(motion.overdispersion * share * (1 - share) / num_tokens)
-    if step_size == 0 and motion.speed == motion.diffusion == 0:
-        variance_M, load_sd, lag = np.zeros_like(mode), noise_sd, 0.0
-    elif step_size == 0 or (rule == "sign" and step_size <= motion.speed):
-        return TrackingCost(math.inf, math.inf, math.inf, math.inf)
-    elif rule == "sign":
-        moving = _signs_that_move(noise_sd, num_tokens, num_experts, top_k)
-        variance_M, load_sd = _sign_noise(step_size, motion, noise_sd, moving, mode)
-        lag = load_sd * math.sqrt(2) * float(scipy.special.erfinv(motion.speed / step_size))
-    else:
-        gain = step_size / share
-        if gain * float(mode.max()) >= 2:
-            return TrackingCost(math.inf, math.inf, math.inf, math.inf)
-        variance_M, load_sd = _proportional_noise(gain, motion, noise_sd, mode)
-        lag = motion.speed / gain
-    # Every mode lags alike in load, so in bias by 1/h of that.
-    square_M = variance_M + lag**2 * num_experts / (num_experts - 1) / mode**2
+    return _Tracked(mode_M, num_experts, share, math.sqrt(motion.overdispersion * share * (1 - share) / num_tokens))
+
+
+def _steady_cost(facts: _Tracked, variance_M: NDArray[np.float64], load_sd: float, lag: float) -> TrackingCost:
+    """The cost of noise and lag; every mode lags alike in load, so in bias by 1/h of that."""
+    ratio = facts.num_experts / (facts.num_experts - 1)
+    square_M = variance_M + lag**2 * ratio / facts.mode_M**2
     total_sd = math.hypot(load_sd, lag)
-    excess = total_sd * math.sqrt(num_experts / (num_experts - 1)) * mean_normal_maximum(num_experts)
-    bias_sd = math.sqrt(float(square_M.sum()) / num_experts)
-    return TrackingCost(0.5 * float(mode @ square_M), bias_sd, total_sd, excess / share)
+    excess = total_sd * math.sqrt(ratio) * mean_normal_maximum(facts.num_experts)
+    bias_sd = math.sqrt(float(square_M.sum()) / facts.num_experts)
+    return TrackingCost(0.5 * float(facts.mode_M @ square_M), bias_sd, total_sd, excess / facts.share)
 
 
 def best_tracking_step(
-    rule: str, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike, *, measure: str = "regret"
+    cost_of: TrackingCostOf,
+    motion: TargetMotion,
+    num_tokens: int,
+    top_k: int,
+    eigenvalues: ArrayLike,
+    *,
+    measure: str = "regret",
 ) -> float:
-    r"""The step size that costs least while p* moves: the bottom of the U of `tracking_cost`.
+    r"""The step size that costs least while p* moves: the bottom of the U of a rule's tracking cost.
 
     While the noise of the bias adds little to that of the loads (s near sigma) and :math:`\eta h \ll 1`, a steadily
     moving p* asks for
@@ -569,8 +640,14 @@ def best_tracking_step(
 
     Parameters
     ----------
-    rule, motion, num_tokens, top_k, eigenvalues
-        As `tracking_cost` takes them; p* must move.
+    cost_of : callable
+        `sign_tracking_cost` or `proportional_tracking_cost`: the rule's cost at a step size.
+    motion : TargetMotion
+        How p* moves; it must move.
+    num_tokens, top_k : int
+        T and K.
+    eigenvalues : array_like, shape (E - 1,)
+        Positive eigenvalues h of the Hessian of f at p*, the gauge's zero left out.
     measure : {"regret", "bias_sd", "load_sd", "max_vio"}
         What to make least.
 
@@ -579,20 +656,25 @@ def best_tracking_step(
     float
         u, score units per step.
 
+    Raises
+    ------
+    ValueError
+        For an unknown measure or a p* that stands still.
+
     Examples
     --------
-    >>> u = best_tracking_step("proportional", TargetMotion(speed=1e-3), 1000, 1, [0.1] * 9)
+    >>> u = best_tracking_step(proportional_tracking_cost, TargetMotion(speed=1e-3), 1000, 1, [0.1] * 9)
     >>> eta = u * 10
     >>> round(eta, 2), round((4 * 1e-3**2 / (0.09 / 1000 * 0.1)) ** (1 / 3), 2)
     (0.74, 0.76)
     """
     if measure not in TrackingCost._fields:
         raise unknown_name("measure", measure, TrackingCost._fields)
-    if motion.speed == motion.diffusion == 0:
+    if motion.stands_still:
         raise ValueError("motion has speed 0 and diffusion 0; where p* stands still the best constant step is 0")
 
     def logarithm(log_step: float) -> float:
-        cost = tracking_cost(rule, math.exp(log_step), motion, num_tokens, top_k, eigenvalues)
+        cost = cost_of(math.exp(log_step), motion, num_tokens, top_k, eigenvalues)
         return min(math.log(getattr(cost, measure)), 1e3)
 
     # A coarse scan first: where the cost is infinite a minimizer has nothing to go by.

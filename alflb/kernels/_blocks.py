@@ -209,13 +209,13 @@ def _write_row(scratch, experts_TK, token):
     """List the experts of a row: one by one or, where many are picked, eight at once."""
     top_k = experts_TK.shape[1]
     if top_k < _MANY_PICKS * scratch.hits_W.size:
-        pick = np.uint64(0)
+        place = np.uint64(0)
         for word in range(scratch.hits_W.size):
             bits = scratch.hits_W[word]
             while bits != 0:
-                experts_TK[token, pick] = word * WORD + lowest_bit(bits)
+                experts_TK[token, place] = word * WORD + lowest_bit(bits)
                 bits &= bits - np.uint64(1)
-                pick += np.uint64(1)
+                place += np.uint64(1)
         return
     count = 0
     for word in range(scratch.hits_W.size):

@@ -15,8 +15,6 @@ from alflb.exact.screening.row_kernels import (
     certify_rows,
     float_guard,
     make_proof,
-    num_lanes,
-    padded,
 )
 from alflb.exact.units import Grid
 
@@ -27,18 +25,26 @@ def certify(scores_TE, prices, guard=None):
     """All that the pass says and writes, with the guard it chooses or another one."""
     num_tokens, num_experts = scores_TE.shape
     finite = np.abs(scores_TE[np.isfinite(scores_TE)])
-    scan, own_guard = make_proof(scores_TE.dtype, float(finite.max(initial=0)), prices, num_experts)
-    experts_TK = np.zeros((num_tokens, prices.top_k), np.int32)
-    found = Found(np.zeros(num_experts, np.int64), experts_TK, np.empty((0, 3), np.int64), np.zeros(2))
-    said = certify_rows(scores_TE, 0, prices, NOTHING_LISTED, found, scan, own_guard if guard is None else guard)
-    return said, found, own_guard
+    proof = make_proof(scores_TE.dtype, float(finite.max(initial=0)), prices)
+    found = Found(
+        load_E=np.zeros(num_experts, np.int64),
+        experts_TK=np.zeros((num_tokens, prices.top_k), np.int32),
+        split_S3=np.empty((0, 3), np.int64),
+        num_splits=np.zeros(1, np.int64),
+        sums=np.zeros(2),
+        is_lossless=np.ones(1, np.bool_),
+    )
+    is_complete = certify_rows(
+        scores_TE, 0, proof if guard is None else proof._replace(guard=guard), NOTHING_LISTED, found
+    )
+    return is_complete, found, proof.guard
 
 
 def assert_as_in_integers(scores_TE, prices):
-    said, found, guard = certify(scores_TE, prices)
-    expected_said, expected, _ = certify(scores_TE, prices, guard=math.inf)
-    assert said == expected_said
-    if said[2]:
+    is_complete, found, guard = certify(scores_TE, prices)
+    expected_complete, expected, _ = certify(scores_TE, prices, guard=math.inf)
+    assert is_complete == expected_complete
+    if is_complete:
         for one, other in zip(found, expected):
             assert one.tobytes() == other.tobytes()
     return guard
@@ -50,7 +56,7 @@ def top_k_in_integers(scores_TE, prices):
     for scores_E in scores_TE.tolist():
         value_E = [
             (round(score * prices.per_unit) if score > -math.inf else FORBIDDEN) + int(price)
-            for score, price in zip(scores_E, prices.price_P)
+            for score, price in zip(scores_E, prices.price_E)
         ]
         order = sorted(range(len(value_E)), key=lambda k: (-value_E[k], k))
         rows.append(sorted(order[: prices.top_k]))
@@ -79,7 +85,7 @@ def close_scores(draw):
     offset = draw(st.sampled_from([0, 0, 2**40]))
     price_E = np.rint(-base_E * scale * per_unit).astype(np.int64) + rng.integers(-2, 3, num_experts) + offset
     reach = draw(st.sampled_from([0, 0, 1, 100]))
-    return scores_TE, Prices(per_unit, padded(price_E, num_lanes(top_k)), reach, top_k, 1)
+    return scores_TE, Prices(per_unit, price_E, reach, top_k, 1)
 
 
 @given(close_scores())
@@ -94,7 +100,7 @@ def test_floats_say_what_integers_say(instance):
 @pytest.mark.parametrize("reach", [0, 7])
 def test_the_bound_is_sound_and_not_idle(dtype, reach):
     """Two experts a step apart, step by step through the guard: floats decide only where integers agree, and often."""
-    prices = Prices(2.0**30, padded(np.array([2**33, 2**33 + 5]), num_lanes(1)), reach, 1, 1)
+    prices = Prices(2.0**30, np.array([2**33, 2**33 + 5]), reach, 1, 1)
     steps = np.arange(-4000, 4000)
     first = dtype(0.75)
     second_T = (0.75 + steps * float(np.finfo(dtype).eps) / 2).astype(dtype)
@@ -112,7 +118,7 @@ def test_a_guard_of_nothing_would_be_wrong():
         base_E = rng.integers(0, 9, 16) / 8
         scores_TE = (base_E + 2.0**-23 * rng.integers(-3, 4, (30, 16))).astype(np.float32)
         price_E = np.rint(-base_E * 2.0**40).astype(np.int64) + rng.integers(-99999, 99999, 16)
-        prices = Prices(2.0**40, padded(price_E, num_lanes(4)), 0, 4, 1)
+        prices = Prices(2.0**40, price_E, 0, 4, 1)
         by_floats, by_integers = (certify(scores_TE, prices, guard=guard)[1] for guard in (0.0, math.inf))
         wrong += by_floats.load_E.tolist() != by_integers.load_E.tolist()
         assert_as_in_integers(scores_TE, prices)
@@ -124,5 +130,5 @@ def test_a_guard_of_nothing_would_be_wrong():
     [(np.float32, 3e38, 1.0), (np.float32, 1.0, 2.0**-3), (np.float32, 1e-40, 2.0**140)],
 )
 def test_where_floats_cannot_tell_integers_decide(dtype, largest, per_unit):
-    prices = Prices(per_unit, padded(np.zeros(4, np.int64), num_lanes(1)), 0, 1, 1)
+    prices = Prices(per_unit, np.zeros(4, np.int64), 0, 1, 1)
     assert float_guard(np.dtype(dtype), largest, prices, np.zeros(4)) == math.inf

@@ -51,11 +51,11 @@ def test_misspelled_arms(name, message):
 
 def test_unknown_corpus():
     with pytest.raises(ValueError, match="unknown corpus 'shakespear': did you mean 'shakespeare'"):
-        train_moe._known_corpus("shakespear", 300)
+        train_moe.known_corpus("shakespear", 300)
 
 
 def test_learning_rate_rises_and_falls():
-    size = SIZES["tiny"]
+    size = SIZES["5m"]
     rates = [size.learning_rate_at(step) for step in range(1, size.num_steps + 1)]
     assert max(rates) == size.learning_rate == rates[17]
     assert rates[0] == pytest.approx(size.learning_rate / 18)

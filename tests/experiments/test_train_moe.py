@@ -31,7 +31,7 @@ SMALLEST = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def corpus():
-    return train_moe._known_corpus("package", SMALLEST.vocab_size)
+    return train_moe.known_corpus("package", SMALLEST.vocab_size)
 
 
 @pytest.fixture(autouse=True)
@@ -75,13 +75,13 @@ def test_arms_of_a_seed_start_from_the_same_model_and_batches(corpus):
 def test_auxiliary_loss_by_hand():
     scores_TE = np.array([[0.8, 0.4, 0.2], [0.6, 0.3, 0.1], [0.5, 0.25, 0.5]])
     logits_TE = torch.tensor(np.log(scores_TE / (1 - scores_TE)), requires_grad=True)
-    loss = moe.auxiliary_loss(logits_TE, torch.tensor([[0], [0], [2]]))
+    loss = moe.auxiliary_loss(logits_TE, torch.tensor([[0], [0], [2]]), "sigmoid")
     share_E = (scores_TE / scores_TE.sum(axis=1, keepdims=True)).mean(axis=0)
     assert float(loss.detach()) == pytest.approx(3 * (2 / 3 * share_E[0] + 1 / 3 * share_E[2]))
     loss.backward()
     assert (logits_TE.grad[:, 0] > 0).all()  # descent lowers the overloaded expert's scores
     assert (logits_TE.grad[:, 1] < 0).all()  # and raises the unused one's
-    balanced = moe.auxiliary_loss(torch.randn(6, 3), torch.tensor([[0], [1], [2], [0], [1], [2]]))
+    balanced = moe.auxiliary_loss(torch.randn(6, 3), torch.tensor([[0], [1], [2], [0], [1], [2]]), "sigmoid")
     assert float(balanced) == pytest.approx(1.0)
 
 
@@ -229,7 +229,10 @@ def test_too_little_text_is_said():
         run.evaluate()
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("tiny", 4.5e6, 5.5e6), ("small", 8e7, 1.2e8), ("1b", 0.9e9, 1.2e9)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("1m", 9e5, 1.1e6), ("5m", 4.5e6, 5.5e6), ("20m", 1.9e7, 2.1e7), ("104m", 1.03e8, 1.05e8), ("1b", 1.1e9, 1.2e9)],
+)
 def test_sizes_are_as_large_as_they_are_called(name, low, high):
     assert low < moe.count_parameters(SIZES[name], SIZES[name].vocab_size) < high
 

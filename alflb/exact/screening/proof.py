@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.exact.screening.row_kernels import Found, ListedRows, Prices, certify_rows, make_proof, num_lanes, padded
+from alflb.exact.screening.row_kernels import Found, ListedRows, Prices, certify_rows, make_proof
 from alflb.exact.screening.sources import ScoreSource
 from alflb.exact.screening.undecided import Undecided
 from alflb.exact.units import Grid
@@ -70,20 +70,19 @@ def prove_assignment(
     keep_experts : bool
         Whether to fill `experts_TK`; streams leave it empty.
     """
-    prices = Prices(grid.per_unit, padded(price_E, num_lanes(top_k)), reach, top_k, unit)
     listed = ListedRows(rows.token_R, rows.start_R, rows.expert_N, units_N)
-    scan, guard = make_proof(source.dtype, source.largest, prices, source.num_experts)
-    load_E = np.zeros(source.num_experts, np.int64)
+    proof = make_proof(source.dtype, source.largest, Prices(grid.per_unit, price_E, reach, top_k, unit))
     experts_TK = np.empty((source.num_tokens if keep_experts else 0, top_k), np.int32)
     split_S3 = np.empty((0 if unit == 1 else len(rows.expert_N) + top_k * len(rows.token_R), 3), np.int64)
-    sums, is_lossless, num_splits = np.zeros(2), True, 0
+    load_E, num_splits, sums, is_lossless = (
+        np.zeros(source.num_experts, np.int64), np.zeros(1, np.int64), np.zeros(2), np.ones(1, np.bool_)
+    )  # fmt: skip
     for first, scores_CE in source.chunks():
-        found = Found(load_E, experts_TK[first : first + len(scores_CE)], split_S3[num_splits:], sums)
-        chunk_lossless, chunk_splits, is_complete = certify_rows(scores_CE, first, prices, listed, found, scan, guard)
-        if not is_complete:
+        before = num_splits[0]
+        found = Found(load_E, experts_TK[first : first + len(scores_CE)], split_S3, num_splits, sums, is_lossless)
+        if not certify_rows(scores_CE, first, proof, listed, found):
             return None
-        is_lossless &= chunk_lossless
-        num_splits += chunk_splits
+        split_S3[before : num_splits[0], 0] += first
     if not np.array_equal(load_E, target_E):
         return None
-    return Assignment(float(sums.sum()), bool(is_lossless), load_E, experts_TK, split_S3[:num_splits])
+    return Assignment(float(sums.sum()), bool(is_lossless[0]), load_E, experts_TK, split_S3[: num_splits[0]])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from alflb.exact.results import SolverError
 from alflb.exact.screening import flow_kernels
-from alflb.exact.screening.row_kernels import FORBIDDEN, count_decided, num_lanes, padded
+from alflb.exact.screening.row_kernels import FORBIDDEN, Prices, count_decided, make_proof
 from alflb.exact.screening.settle import Settlement, settle
 from alflb.exact.screening.sources import ScoreSource
 from alflb.exact.screening.undecided import Undecided
@@ -122,12 +122,12 @@ def _centered(price_E: IntArray, exponent: int) -> NDArray[np.float64]:
 
 def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, reach: int) -> tuple[_Level, IntArray]:
     """One pass over all scores: the rows within `reach` of a tie, and the certain picks of each expert (tokens)."""
-    lanes, certain_E = num_lanes(top_k), np.zeros(source.num_experts, np.int64)
-    price_P = padded(price_E, lanes)
+    certain_E = np.zeros(source.num_experts, np.int64)
+    proof = make_proof(source.dtype, source.largest, Prices(grid.per_unit, price_E, reach, top_k, 1))
     parts = []
     for first, scores_CE in source.chunks():
         close_C = np.empty(len(scores_CE), np.bool_)
-        count_decided(scores_CE, grid.per_unit, price_P, reach, top_k, lanes, certain_E, close_C)
+        count_decided(scores_CE, proof, certain_E, close_C)
         level = _all_entries(first + np.flatnonzero(close_C), scores_CE[close_C], grid, top_k)
         near, certain_N = _keep_near(level, price_E, reach)
         certain_E += np.bincount(level.rows.expert_N[certain_N], minlength=len(price_E))
@@ -208,6 +208,8 @@ def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
 
 def _is_contradicted(rows: Undecided, units_N: IntArray, price_E: IntArray, unit: int) -> bool:
     """Whether an entry with units to spare beats one with units, in any row."""
-    wrong_R = np.empty(len(rows.token_R), np.bool_)
-    found = flow_kernels.find_contradicted(rows.start_R, rows.expert_N, rows.score_N, unit, units_N, price_E, wrong_R)
+    wrong_R, tied_R = np.empty((2, len(rows.token_R)), np.bool_)
+    found = flow_kernels.find_contradicted(
+        rows.start_R, rows.expert_N, rows.score_N, unit, units_N, price_E, wrong_R, tied_R
+    )
     return bool(found)

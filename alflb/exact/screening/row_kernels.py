@@ -7,11 +7,8 @@ token drops k (picks it up).
 In the scores' own type, A and B of as many rows as a register has lanes are found at once, by the allocator's sorting
 network (`alflb.kernels._blocks`); each row is then read once more, sixteen experts at a time.
 
-In integers rows are taken one by one. The row goes to a buffer padded to
-whole vectors. The maxima of the buffer's *lanes* (positions equal modulo the number of lanes) come first: B cannot be
-below the (K+1)-th largest of them. The few entries within reach of that bound, the *survivors*, are then ranked by
-counting.
-The proof needs integers only for rows whose A and B are too close for floats to tell (`float_guard`).
+The proof needs integers only where floats cannot tell (`float_guard`): for the entries near A and B of rows whose A
+and B are close.
 """
 
 from __future__ import annotations
@@ -20,34 +17,28 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import register_jitable
 from numpy.typing import NDArray
 
+from alflb.exact.screening.flow_kernels import first_at_least
 from alflb.kernels._blocks import Routing, Scratch, bound_rows, copy_rows, make_routing, make_scratch
-from alflb.kernels._jit import jit
+from alflb.kernels._jit import jit, jit_borrowing
 from alflb.kernels._simd import (
     WIDTH,
     add,
     add_bits,
-    append_chosen,
     at_least,
     count_bits,
     exceeds,
     finite_size,
     larger,
-    least_element,
     load,
     lowest_bit,
     margins,
     multiply,
-    no_ranks,
     off_grid,
-    rank_against,
     reaches,
-    smaller_if,
     splat,
     store,
-    to_grid,
 )
 from alflb.problem import FloatArray
 
@@ -56,17 +47,6 @@ BINS = 32
 
 FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
-
-
-@register_jitable
-def num_lanes(top_k: int) -> int:
-    """Whole vectors, and some more lanes than the K + 1 that are wanted."""
-    return WIDTH * -(-3 * (top_k + 1) // (2 * WIDTH))
-
-
-def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
-    """The values followed by zeros, in whole lanes."""
-    return np.pad(values_E, (0, -len(values_E) % lanes))
 
 
 @jit
@@ -82,7 +62,10 @@ def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     for n in range(whole, flat.size):
         if flat[n] > -np.inf:
             sizes[0] = max(sizes[0], abs(flat[n]))
-    return np.float64(sizes.max())
+    found = 0.0
+    for n in range(WIDTH):
+        found = max(found, np.float64(sizes[n]))
+    return found
 
 
 class RowScan(NamedTuple):
@@ -100,6 +83,19 @@ def make_scan(dtype: np.dtype[Any], bias_E: FloatArray, width_E: FloatArray, top
     width_P = np.zeros_like(routing.bias_P)
     width_P[: width_E.size] = width_E
     return RowScan(routing, width_P, make_scratch(routing, top_k + 1))
+
+
+@jit
+def _bound_tile(flat, token, rows, num_experts, scan):  # type: ignore[no-untyped-def]
+    """Bound a register of rows (`bound_rows`): the array that holds them, padded, and where the first one starts."""
+    stride = scan.routing.bias_P.size
+    if rows == scan.scratch.sum_L.size and num_experts == stride:
+        source, start = flat, token * stride
+    else:
+        copy_rows(flat, token * num_experts, rows, num_experts, stride, scan.scratch.tile)
+        source, start = scan.scratch.tile, 0
+    bound_rows(source, start, scan.routing, scan.scratch)
+    return source, start
 
 
 @jit
@@ -193,12 +189,7 @@ def collect_undecided(scores_TE, scan, per_unit, certain_E, undecided):  # type:
     num_entries = 0
     for token in range(0, num_tokens, lanes):
         rows = min(lanes, num_tokens - token)
-        if rows == lanes and num_experts == stride:
-            source, start = flat, token * stride
-        else:
-            copy_rows(flat, token * num_experts, rows, num_experts, stride, scratch.tile)
-            source, start = scratch.tile, 0
-        bound_rows(source, start, routing, scratch)
+        source, start = _bound_tile(flat, token, rows, num_experts, scan)
         for row in range(rows):
             last_in = scratch.best_KL[(top_k - 1) * lanes + row]
             first_out = scratch.best_KL[top_k * lanes + row]
@@ -238,8 +229,8 @@ class Prices(NamedTuple):
 
     per_unit: float
     """Quanta in one score unit, a power of two."""
-    price_P: NDArray[np.int64]
-    """Prices in quanta, padded to whole lanes."""
+    price_E: NDArray[np.int64]
+    """Prices in quanta."""
     reach: int
     """How far from a tie, in quanta, listed units decide."""
     top_k: int
@@ -254,6 +245,7 @@ class ListedRows(NamedTuple):
     """Ascending."""
     start_R: NDArray[np.int64]
     expert_N: NDArray[np.int32]
+    """Ascending in each row."""
     units_N: NDArray[np.int64]
     """Units of each entry."""
 
@@ -267,8 +259,22 @@ class Found(NamedTuple):
     """Experts of each row, ascending; no rows if they are not wanted."""
     split_S3: NDArray[np.int64]
     """(token, expert, units) of the rows that share a pick among experts."""
+    num_splits: NDArray[np.int64]
+    """One number: how many rows of `split_S3` are written."""
     sums: NDArray[np.float64]
     """<gamma, x>, added up with the rounding error kept apart."""
+    is_lossless: NDArray[np.bool_]
+    """One truth value: whether all scores so far are multiples of the quantum."""
+
+
+class Proof(NamedTuple):
+    """What rows are proved by."""
+
+    scan: RowScan
+    """At the bias of the prices."""
+    guard: float
+    """`float_guard` of these prices."""
+    prices: Prices
 
 
 def float_guard(dtype: np.dtype[Any], largest: float, prices: Prices, bias_E: FloatArray) -> float:
@@ -282,7 +288,8 @@ def float_guard(dtype: np.dtype[Any], largest: float, prices: Prices, bias_E: Fl
 
     where t, some of the smallest subnormals, covers underflow of b (sums never underflow). If now
     fl(x + b) - fl(x' + b') > 2 delta + q reach before the difference is rounded, s + p exceeds s' + p' by more than
-    `reach`. That rounding is relative, and twice the bound covers it with room to spare.
+    `reach`. That rounding is relative, and twice the bound covers it with room to spare; so it does if fl(x + b) is
+    compared with fl(fl(x' + b') + guard), the guard being rounded to the dtype too.
 
     Returns infinity, so that all rows are taken in integers, where sums could overflow, and where a score times
     per_unit is not exact in the dtype (the proof then could not tell multiples of the quantum).
@@ -296,19 +303,19 @@ def float_guard(dtype: np.dtype[Any], largest: float, prices: Prices, bias_E: Fl
     return 2.0 * (2.0 * error + quantum * prices.reach)
 
 
-def make_proof(dtype: np.dtype[Any], largest: float, prices: Prices, num_experts: int) -> tuple[RowScan, float]:
-    """A scan at the bias of these prices, and the guard of its comparisons; `largest` bounds the finite |scores|."""
-    price_E = prices.price_P[:num_experts]
+def make_proof(dtype: np.dtype[Any], largest: float, prices: Prices) -> Proof:
+    """Prepare to prove rows at these prices; `largest` bounds the finite |scores|."""
+    price_E = prices.price_E
     middle = price_E.min() // 2 + price_E.max() // 2
     bias_E = (price_E - middle) / prices.per_unit
     guard = float_guard(dtype, largest, prices, bias_E)
     with np.errstate(over="ignore"):
-        scan = make_scan(dtype, bias_E, np.zeros(num_experts), prices.top_k)
-    return scan, guard
+        scan = make_scan(dtype, bias_E, np.zeros(price_E.size), prices.top_k)
+    return Proof(scan, guard, prices)
 
 
 @jit
-def certify_rows(scores_TE, first_token, prices, listed, found, scan, guard):  # type: ignore[no-untyped-def]
+def certify_rows(scores_TE, first_token, proof, listed, found):  # type: ignore[no-untyped-def]
     """Derive every row's assignment from integer scores and prices alone, and add it up.
 
     Rows whose K-th and (K+1)-th best are more than `reach` apart need nothing else. In the others the units listed for
@@ -316,76 +323,62 @@ def certify_rows(scores_TE, first_token, prices, listed, found, scan, guard):  #
     tied ones where the row is not listed. With a reach of 0 every expert used then scores at least as much as every
     expert with units to spare.
 
-    Rows whose boundary is wider than `guard` in floats have it in integers too (`float_guard`); only the rest are
-    looked at in integers.
+    Rows whose boundary is wider than the guard in floats have it in integers too (`float_guard`); the rest are looked
+    at in integers.
 
     Parameters
     ----------
     scores_TE : float32 or float64 array
     first_token : int
         Index of the first row among all.
-    prices : Prices
+    proof : Proof
     listed : ListedRows
     found : Found
         Written to; `experts_TK` has a row for each of these rows, or none.
-    scan : RowScan
-        At the bias of the prices (`make_proof`).
-    guard : float
 
     Returns
     -------
-    is_lossless : bool
-        Whether all scores are multiples of the quantum.
-    num_splits : int
-        Rows of `split_S3` written.
     is_complete : bool
         Whether each row made K picks.
     """
     num_tokens, num_experts = scores_TE.shape
     flat = scores_TE.reshape(-1)
-    routing, _, scratch = scan
+    routing, _, scratch = proof.scan
     lanes, stride, top_k = scratch.sum_L.size, routing.bias_P.size, routing.top_k
-    per_unit = flat.dtype.type(prices.per_unit)
-    reach_P = np.full(prices.price_P.size, prices.reach, np.int64)
-    share = np.empty(prices.price_P.size, np.int64)
-    buffers = (*_row_buffers(prices.price_P, num_lanes(top_k), FORBIDDEN), reach_P, share)
-    row_listed = np.searchsorted(listed.token_R, first_token)
-    is_lossless = True
-    num_splits = 0
+    near = _Near(
+        np.empty(stride, np.int32),
+        np.empty(stride, np.int64),
+        np.empty(stride, np.int64),
+        np.empty(top_k + 1, np.int64),
+    )
+    row_listed = first_at_least(listed.token_R, first_token)
     scratch.load_P[:] = 0
     for token in range(0, num_tokens, lanes):
         rows = min(lanes, num_tokens - token)
-        if rows == lanes and num_experts == stride:
-            source, start = flat, token * stride
-        else:
-            copy_rows(flat, token * num_experts, rows, num_experts, stride, scratch.tile)
-            source, start = scratch.tile, 0
-        bound_rows(source, start, routing, scratch)
+        source, start = _bound_tile(flat, token, rows, num_experts, proof.scan)
         for row in range(rows):
             last_in = scratch.best_KL[(top_k - 1) * lanes + row]
-            if np.float64(last_in - scratch.best_KL[top_k * lanes + row]) > guard:
-                is_lossless = _take_picks(
-                    source, start + row * stride, token + row, last_in, per_unit, scan, found, is_lossless
-                )
+            first_out = scratch.best_KL[top_k * lanes + row]
+            if np.float64(last_in - first_out) > proof.guard:
+                _take_picks(source, start + row * stride, token + row, last_in, proof, found)
                 continue
             while row_listed < listed.token_R.size and listed.token_R[row_listed] < first_token + token + row:
                 row_listed += 1
-            on_grid, written = _certify_row(
-                scores_TE, token + row, first_token, prices, listed, row_listed, found, num_splits, buffers
-            )
-            if written < 0:
-                return False, num_splits, False
-            is_lossless &= on_grid
-            num_splits += written
+            is_listed = row_listed < listed.token_R.size and listed.token_R[row_listed] == first_token + token + row
+            count = _list_near(source, start + row * stride, num_experts, last_in, first_out, proof, found, near)
+            if not _share_out(near, count, proof.prices, listed, row_listed if is_listed else -1):
+                return False
+            _give_shares(source, start + row * stride, token + row, proof.prices.unit, near, count, found)
     for k in range(num_experts):
-        found.load_E[k] += prices.unit * np.int64(scratch.load_P[k])
-    return is_lossless, num_splits, True
+        found.load_E[k] += proof.prices.unit * np.int64(scratch.load_P[k])
+    return True
 
 
-@jit
-def _take_picks(source, start, token, last_in, per_unit, scan, found, is_lossless):  # type: ignore[no-untyped-def]
-    """Give a row to the experts that reach `last_in`; whether all scores so far are multiples of the quantum."""
-    routing, scratch = scan.routing, scan.scratch
+@jit_borrowing
+def _take_picks(source, start, token, last_in, proof, found):  # type: ignore[no-untyped-def]
+    """Give a row to the experts that reach `last_in`."""
+    routing, scratch = proof.scan.routing, proof.scan.scratch
+    per_unit = source.dtype.type(proof.prices.per_unit)
     total = 0.0
     pick = 0
     off = np.uint64(0)
@@ -393,7 +386,7 @@ def _take_picks(source, start, token, last_in, per_unit, scan, found, is_lossles
         scores = load(source, start + k)
         bits = at_least(add(scores, load(routing.bias_P, k)), last_in)
         add_bits(scratch.load_P, k, bits)
-        if is_lossless:
+        if found.is_lossless[0]:
             off |= off_grid(scores, per_unit)
         while bits != 0:
             expert = k + lowest_bit(bits)
@@ -402,71 +395,156 @@ def _take_picks(source, start, token, last_in, per_unit, scan, found, is_lossles
                 found.experts_TK[token, pick] = expert
             pick += 1
             bits &= bits - np.uint64(1)
-    _add_compensated(found.sums, 0, total)
-    return is_lossless and off == 0
+    add_compensated(found.sums, 0, total)
+    found.is_lossless[0] &= off == 0
 
 
-@jit
-def _certify_row(scores_TE, token, first_token, prices, listed, row_listed, found, num_splits, buffers):  # type: ignore[no-untyped-def]
-    """One row in integers: whether it is on the grid, and the number of its splits, -1 if it does not make K picks."""
-    num_experts = scores_TE.shape[1]
-    flat = scores_TE.reshape(-1)
-    start, top_k, unit, reach = token * num_experts, prices.top_k, prices.unit, prices.reach
-    biased, lane_best, near, value, reach_P, share = buffers
-    on_grid = _add_price(flat, start, num_experts, prices.per_unit, prices.price_P, biased)
-    count = _survivors(biased, num_experts, reach_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
-    last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
-    if last_in - first_out > reach:
+class _Near(NamedTuple):
+    """Experts of one row that may be among its best, ascending, in as many places as there are: working memory."""
+
+    expert_C: NDArray[np.int32]
+    value_C: NDArray[np.int64]
+    """Integer scores + prices; for experts sure to be picked -FORBIDDEN, which is above all."""
+    share_C: NDArray[np.int64]
+    """Units."""
+    best_K: NDArray[np.int64]
+    """The largest values, bar the experts sure to be picked."""
+
+
+@jit_borrowing
+def _list_near(source, start, num_experts, last_in, first_out, proof, found, near):  # type: ignore[no-untyped-def]
+    """List the experts that floats do not rule out; how many they are.
+
+    By the bound of `float_guard`, an expert above B + guard exceeds E - K others by more than `reach` in integers, so
+    it is picked whatever is listed; one below A - guard falls short of K others by as much.
+    """
+    prices, bias_P = proof.prices, proof.scan.routing.bias_P
+    guard = source.dtype.type(proof.guard)
+    low, high = splat(last_in - guard), splat(first_out + guard)
+    off = np.uint64(0)
+    count = 0
+    for k in range(0, bias_P.size, WIDTH):
+        scores = load(source, start + k)
+        biased = add(scores, load(bias_P, k))
+        sure = exceeds(biased, high)
+        bits = ~exceeds(low, biased) & np.uint64((1 << WIDTH) - 1)
+        if num_experts - k < WIDTH:
+            bits &= (np.uint64(1) << np.uint64(max(0, num_experts - k))) - np.uint64(1)
+        if found.is_lossless[0]:
+            off |= off_grid(scores, prices.per_unit)
+        while bits != 0:
+            n = lowest_bit(bits)
+            near.expert_C[count] = k + n
+            near.value_C[count] = -FORBIDDEN
+            if (sure >> np.uint64(n)) & np.uint64(1) == 0:
+                near.value_C[count] = _quantized(source[start + k + n], prices.per_unit) + prices.price_E[k + n]
+            count += 1
+            bits &= bits - np.uint64(1)
+    found.is_lossless[0] &= off == 0
+    return count
+
+
+@jit_borrowing
+def _share_out(near, count, prices, listed, row):  # type: ignore[no-untyped-def]
+    """Share out a row's units: all far above the boundary, those within `reach` as listed; whether K picks came out.
+
+    Where the boundary is a tie, the tied experts of a row that is not listed (row < 0) have their turn by index.
+    """
+    unit = prices.unit
+    last_in, first_out = _best_values(near, count)
+    low, high = last_in - prices.reach, first_out + prices.reach
+    if low > first_out:  # no listed unit can matter
+        low = last_in
+        high = last_in - 1
+    left = prices.top_k * unit
+    entry, end = (listed.start_R[row], listed.start_R[row + 1]) if row >= 0 else (0, 0)
+    for n in range(count):
+        near.share_C[n] = unit if near.value_C[n] > high else 0
+        if low <= near.value_C[n] <= high:
+            while entry < end and listed.expert_N[entry] < near.expert_C[n]:
+                entry += 1
+            if entry < end and listed.expert_N[entry] == near.expert_C[n]:
+                near.share_C[n] = listed.units_N[entry]
+            if near.share_C[n] < 0 or near.share_C[n] > unit:
+                return False
+        left -= near.share_C[n]
+    if row < 0 and low == high:
         for n in range(count):
-            share[n] = unit if value[n] >= last_in else 0
-    else:
-        is_listed = row_listed < listed.token_R.size and listed.token_R[row_listed] == first_token + token
-        row = row_listed if is_listed else -1
-        if not _share_out(near, value, count, last_in - reach, first_out + reach, prices, row, listed, share):
-            return on_grid, -1
+            if near.value_C[n] == low and left > 0:
+                near.share_C[n] = unit
+                left -= unit
+    return left == 0
+
+
+@jit_borrowing
+def _best_values(near, count):  # type: ignore[no-untyped-def]
+    """The K-th and (K+1)-th largest value; FORBIDDEN where there are not so many."""
+    last = near.best_K.size - 1
+    for n in range(count):
+        last -= near.value_C[n] == -FORBIDDEN
+    near.best_K[: last + 1] = FORBIDDEN
+    for n in range(count):
+        value = near.value_C[n]
+        if near.best_K[last] < value < -FORBIDDEN:
+            slot = last
+            while slot > 0 and value > near.best_K[slot - 1]:
+                near.best_K[slot] = near.best_K[slot - 1]
+                slot -= 1
+            near.best_K[slot] = value
+    return near.best_K[last - 1], near.best_K[last]
+
+
+@jit_borrowing
+def _give_shares(source, start, token, unit, near, count, found):  # type: ignore[no-untyped-def]
+    """Add up a row's shares and write them down."""
     is_split = False
     for n in range(count):
-        is_split |= 0 < share[n] < unit
+        is_split |= 0 < near.share_C[n] < unit
     total = 0.0
-    written = 0
     picks = 0
     for n in range(count):
-        k = near[n]
-        if share[n] == 0:
+        k, share = near.expert_C[n], near.share_C[n]
+        if share == 0:
             continue
-        found.load_E[k] += share[n]
-        total += np.float64(flat[start + k]) * (share[n] / unit)
+        found.load_E[k] += share
+        total += np.float64(source[start + k]) * (share / unit)
         if is_split:
-            found.split_S3[num_splits + written, 0] = first_token + token
-            found.split_S3[num_splits + written, 1] = k
-            found.split_S3[num_splits + written, 2] = share[n]
-            written += 1
-        if share[n] == unit and picks < top_k and found.experts_TK.shape[0] > 0:
-            found.experts_TK[token, picks] = k
-        picks += share[n] == unit
-    _add_compensated(found.sums, 0, total)
-    return on_grid, written
+            split = found.num_splits[0]
+            found.split_S3[split, 0] = token
+            found.split_S3[split, 1] = k
+            found.split_S3[split, 2] = share
+            found.num_splits[0] += 1
+        if share == unit:
+            if picks < found.experts_TK.shape[1] and found.experts_TK.shape[0] > 0:
+                found.experts_TK[token, picks] = k
+            picks += 1
+    add_compensated(found.sums, 0, total)
 
 
 @jit
-def count_decided(scores_TE, per_unit, price_P, reach, top_k, lanes, load_E, close_T):  # type: ignore[no-untyped-def]
-    """Mark the rows whose K-th and (K+1)-th best, in integers, are at most `reach` apart; count the others' picks."""
+def count_decided(scores_TE, proof, load_E, close_T):  # type: ignore[no-untyped-def]
+    """Mark the rows whose K-th and (K+1)-th best may be within `reach` in integers; count the others' picks."""
     num_tokens, num_experts = scores_TE.shape
     flat = scores_TE.reshape(-1)
-    biased, lane_best, near, value = _row_buffers(price_P, lanes, FORBIDDEN)
-    no_width_P = np.zeros(price_P.size, np.int64)
-    for token in range(num_tokens):
-        _add_price(flat, token * num_experts, num_experts, per_unit, price_P, biased)
-        count = _survivors(biased, num_experts, no_width_P, top_k, lane_best, near, value, FORBIDDEN, -FORBIDDEN)
-        last_in, first_out = _boundary(value, count + 1, top_k, -FORBIDDEN)
-        close_T[token] = last_in - first_out <= reach
-        if not close_T[token]:
-            for n in range(count):
-                load_E[near[n]] += value[n] >= last_in
+    routing, _, scratch = proof.scan
+    lanes, stride, top_k = scratch.sum_L.size, routing.bias_P.size, routing.top_k
+    scratch.load_P[:] = 0
+    for token in range(0, num_tokens, lanes):
+        rows = min(lanes, num_tokens - token)
+        source, start = _bound_tile(flat, token, rows, num_experts, proof.scan)
+        for row in range(rows):
+            last_in = scratch.best_KL[(top_k - 1) * lanes + row]
+            close_T[token + row] = not np.float64(last_in - scratch.best_KL[top_k * lanes + row]) > proof.guard
+            if not close_T[token + row]:
+                for k in range(0, stride, WIDTH):
+                    biased = add(load(source, start + row * stride + k), load(routing.bias_P, k))
+                    add_bits(scratch.load_P, k, at_least(biased, last_in))
+    for k in range(num_experts):
+        load_E[k] += scratch.load_P[k]
 
 
-@jit
-def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
+@jit_borrowing
+def add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     """sums[place] + sums[place + 1] += value, with the rounding error of the first kept in the second."""
     total = sums[place] + value
     shift = total - sums[place]
@@ -474,106 +552,7 @@ def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     sums[place] = total
 
 
-@jit
-def _share_out(near, value, count, low, high, prices, row, listed, share):  # type: ignore[no-untyped-def]
-    """Share out a row's units: all above `high`, then down to `low` as listed; whether K picks came out.
-
-    Where low = high, the tied experts of a row that is not listed (row < 0) have their turn by index.
-    """
-    unit = prices.unit
-    left = prices.top_k * unit
-    for n in range(count):
-        share[n] = unit if value[n] > high else 0
-        if low <= value[n] <= high and row >= 0:
-            share[n] = _listed_units(row, near[n], listed)
-            if share[n] < 0 or share[n] > unit:
-                return False
-        left -= share[n]
-    for n in range(count):
-        if row < 0 and low == high and value[n] == low and left > 0:
-            share[n] = unit
-            left -= unit
-    return left == 0
-
-
-@jit
-def _listed_units(row, expert, listed):  # type: ignore[no-untyped-def]
-    for entry in range(listed.start_R[row], listed.start_R[row + 1]):
-        if listed.expert_N[entry] == expert:
-            return listed.units_N[entry]
-    return 0
-
-
-@jit
-def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
-    """Biased scores with pads at the lowest value; lane maxima; the survivors' experts and values."""
-    biased = np.full(bias_P.size, lowest, bias_P.dtype)
-    value = np.empty(bias_P.size + WIDTH, bias_P.dtype)
-    return biased, np.empty(lanes, bias_P.dtype), np.empty(bias_P.size + WIDTH, np.int32), value
-
-
-@jit
-def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-untyped-def]
-    """The biased scores of one row; the pads are left as they are."""
-    whole = num_experts - num_experts % WIDTH
-    for k in range(0, whole, WIDTH):
-        store(biased, k, add(load(flat, start + k), load(bias_P, k)))
-    for k in range(whole, num_experts):
-        biased[k] = flat[start + k] + bias_P[k]
-
-
-@jit
-def _add_price(flat, start, num_experts, per_unit, price_P, biased):  # type: ignore[no-untyped-def]
-    """The same in integers; whether every score was a multiple of the quantum."""
-    off = np.uint64(0)
-    whole = num_experts - num_experts % WIDTH
-    for k in range(0, whole, WIDTH):
-        scores = load(flat, start + k)
-        off |= off_grid(scores, per_unit)
-        store(biased, k, add(to_grid(scores, per_unit, FORBIDDEN), load(price_P, k)))
-    for k in range(whole, num_experts):
-        scaled = np.float64(flat[start + k]) * per_unit
-        off |= np.uint64(np.rint(scaled) != scaled)
-        biased[k] = _quantized(flat[start + k], per_unit) + price_P[k]
-    return off == 0
-
-
-@jit
+@jit_borrowing
 def _quantized(score, per_unit):  # type: ignore[no-untyped-def]
     scaled = np.rint(np.float64(score) * per_unit)
     return np.int64(scaled) if scaled > -np.inf else np.int64(FORBIDDEN)
-
-
-@jit
-def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest, highest):  # type: ignore[no-untyped-def]
-    """List the experts that may be among the K + 1 best or have a margin of at least -width, with their values."""
-    lanes = lane_best.size
-    for lane in range(0, lanes, WIDTH):
-        best = load(biased, lane)
-        for start in range(lane + lanes, biased.size, lanes):
-            best = larger(best, load(biased, start))
-        store(lane_best, lane, best)
-    _, bound = _boundary(lane_best, lanes, top_k, highest)
-    count = 0
-    for start in range(0, num_experts, WIDTH):
-        bits = at_least(add(load(biased, start), load(width, start)), bound)
-        if num_experts - start < WIDTH:
-            bits &= (np.uint64(1) << np.uint64(num_experts - start)) - np.uint64(1)
-        count = append_chosen(biased, start, bits, near, value, count)
-    store(value, count, splat(lowest))  # one pad counts as a value, for rows with no more than K experts allowed
-    return count
-
-
-@jit
-def _boundary(value, count, top_k, highest):  # type: ignore[no-untyped-def]
-    """The K-th and (K+1)-th largest of the first `count` values; the last vector may be padded with lower ones."""
-    last_in = splat(highest)
-    first_out = splat(highest)
-    for start in range(0, count, WIDTH):
-        here = load(value, start)
-        rank = no_ranks()
-        for n in range(count):
-            rank = rank_against(rank, here, value[n])
-        last_in = smaller_if(last_in, here, rank, top_k - 1)
-        first_out = smaller_if(first_out, here, rank, top_k)
-    return least_element(last_in), least_element(first_out)

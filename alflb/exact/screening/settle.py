@@ -7,6 +7,7 @@ yields prices at which nobody wants to move: an optimum of the sparse problem.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,11 @@ from alflb.exact.screening.undecided import Undecided
 IntArray = NDArray[np.int64]
 
 _PATIENCE = 2
-"""Quantile steps without gain or shortening before they are given up."""
-_GAIN = 0.8
-"""Part of the misplaced picks that a gainful step leaves."""
+"""Quantile steps that do not pay before their kind is given up."""
+_ENTRIES_PER_PICK = 500
+"""Entries that a quantile step reads in the time it takes to reroute a pick."""
 _CLOSER = 0.5
-"""Part of the length that a shortening step has."""
-_DAMPING = 0.85
+"""Part of the former reach that is worth leaving rows out."""
 _REACH = 2
 """How many times the longest step two prices may still move apart."""
 _ROWS_PER_PICK = 24
@@ -37,7 +37,7 @@ class Settlement(NamedTuple):
 
     price_E: IntArray
     rows: Undecided
-    """All rows whose picks the prices alone do not decide, and some that they do."""
+    """All rows whose picks the prices alone do not decide."""
     units_N: IntArray
     """Units of each entry of `rows`."""
     is_balanced: bool
@@ -65,23 +65,29 @@ def _whole_room(room_E: IntArray, unit: int) -> IntArray:
 
 
 def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> IntArray:
-    """Exact damped quantile steps while they pay; the best prices seen.
+    """Exact quantile steps while they pay; the best prices seen.
+
+    A full step moves a price to where tokens tie, and prices that should tie meet after a few steps; damped steps would
+    only come closer. All experts step at once until some answer each other and swap their places forever; then every
+    other expert steps, in turns.
 
     Rows that are farther from a tie than the steps can still reach are left out as the steps get shorter.
     """
     rank_E = -(-room_E // unit)
-    best_E, least, shortest, idle = price_E, np.inf, np.inf, 0
+    parity_E = np.arange(len(price_E)) % 2
+    best_E, least, idle, in_turns = price_E, np.inf, 0, False
     reach = np.inf
-    while True:
+    for turn in itertools.count():
         misplaced, step_E = _quantile_steps(undecided, price_E, rank_E)
         longest = int(np.abs(step_E).max())
-        idle = 0 if misplaced < _GAIN * least or longest < _CLOSER * shortest else idle + 1
-        shortest = min(shortest, longest)
+        idle = 0 if misplaced + len(undecided.score_N) / _ENTRIES_PER_PICK < least else idle + 1
         if misplaced < least:
             best_E, least = price_E, misplaced
+        if idle >= _PATIENCE and not in_turns:
+            in_turns, idle = True, 0
         if least <= len(price_E) or idle >= _PATIENCE:
             return best_E
-        price_E = price_E - np.rint(_DAMPING * step_E).astype(np.int64)
+        price_E = price_E - (step_E * (parity_E == turn % 2) if in_turns else step_E)
         if _REACH * longest < _CLOSER * reach:
             reach = _REACH * longest
             undecided = _leave_out(undecided, price_E, rank_E, reach)
@@ -116,6 +122,7 @@ def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, u
     num_rows = len(undecided.token_R)
     price_E, room_E = price_E.copy(), room_E.copy()
     units_N, redo_R = np.zeros_like(undecided.score_N), np.ones(num_rows, np.bool_)
+    tied_R = np.empty(num_rows, np.bool_)
     count = 0
     while True:
         gap_R = _choose_again(undecided, price_E, room_E, unit, units_N, redo_R)
@@ -131,10 +138,11 @@ def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, u
         old_units_N = units_N[close_N]
         units_N[close_N] = new_units_N
         num_wrong = flow_kernels.find_contradicted(
-            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, new_price_E, redo_R
+            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, new_price_E, redo_R, tied_R
         )
         if (is_balanced and num_wrong == 0) or close_R.all():
-            return Settlement(new_price_E, close, new_units_N, is_balanced)
+            tied, tied_N = undecided.rows(tied_R)
+            return Settlement(new_price_E, tied, units_N[tied_N], is_balanced)
         if is_balanced and num_wrong < misplaced:
             price_E, room_E = new_price_E, new_room_E
         else:
