@@ -56,6 +56,36 @@ def affinity_loss_bound(violation_l1: float, bias_spread: float) -> float:
     return _half_product(violation_l1, bias_spread)
 
 
+def optimal_spread(score_range: float, num_experts: int, top_k: int, *, equal_targets: bool = True) -> float:
+    r"""Claims C6 and C16: some optimal bias has at most this spread: rho, or 2 rho where targets differ.
+
+    With unequal targets rho is enough for K = 1 and for K >= E - 1. In C5 and C6 this takes the place of rho.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, score units.
+    num_experts, top_k : int
+        E and K.
+    equal_targets : bool
+        Whether every expert has the target K T / E.
+
+    Returns
+    -------
+    float
+        The bound, score units.
+
+    Examples
+    --------
+    >>> optimal_spread(1.5, num_experts=4, top_k=2)
+    1.5
+    >>> optimal_spread(1.5, num_experts=4, top_k=2, equal_targets=False)
+    3.0
+    """
+    narrow = equal_targets or check_count(top_k, "top_k") == 1 or top_k >= num_experts - 1
+    return score_range if narrow else 2.0 * score_range
+
+
 def _half_product(violation_l1: float, width: float) -> float:
     return 0.0 if violation_l1 == 0 else 0.5 * violation_l1 * width  # rho may be inf; 0 * inf is not 0
 
@@ -125,7 +155,10 @@ def _as_integers(scores_TE: NDArray[np.float64], width: float) -> tuple[NDArray[
 
 
 def absorbing_band(multiplicity: int, num_experts: int) -> int:
-    """Claim C4 as first stated: once |A_k - L| <= m (E - 1) tokens, always so, under the sign rule.
+    """Claim C4 as first stated: once |A_k - L_k| <= m (E - 1) tokens, always so, under the sign rule.
+
+    This holds for any targets (C16). With m = m(2u (d + 1)) it holds where loads arrive d steps late (C17), once
+    d + 1 successive loads are inside.
 
     Examples
     --------
@@ -247,15 +280,17 @@ def constant_step_gap(distance_squared: float, num_steps: int, step_size: float,
     return distance_squared / (2 * step_size * num_steps) + step_size * second_moment / 2
 
 
-def bias_spread_bound(start_spread: float, score_range: float, step_size: float) -> float:
-    r"""Claim C11: the largest spread a bias can reach under the sign rule with equal targets, whatever the batches.
+def bias_spread_bound(start_spread: float, score_range: float, step_size: float, *, delay: int = 0) -> float:
+    r"""Claims C11 and C17: the largest spread of a bias under the sign rule with equal targets, whatever the batches.
 
-    .. math:: \mathrm{spread}(p_n) \le \max(\mathrm{spread}(p_0),\, \rho + 2u) \quad \text{for every } n.
+    .. math:: \mathrm{spread}(p_n) \le \max(\mathrm{spread}(p_0),\, \rho + 2u(d + 1)) \quad \text{for every } n.
 
     Parameters
     ----------
     start_spread, score_range, step_size : float
         spread(p_0), rho (the largest range of one token's scores in any batch) and u, in score units.
+    delay : int
+        d >= 0: the bias moves by the load of d steps ago, and rests until there is one.
 
     Returns
     -------
@@ -266,25 +301,44 @@ def bias_spread_bound(start_spread: float, score_range: float, step_size: float)
     --------
     >>> bias_spread_bound(start_spread=0.0, score_range=1.0, step_size=0.25)
     1.5
+    >>> bias_spread_bound(start_spread=0.0, score_range=1.0, step_size=0.25, delay=2)
+    2.5
     """
-    return max(start_spread, score_range + 2.0 * step_size)
+    return max(start_spread, score_range + 2.0 * step_size * (delay + 1))
 
 
-def adversarial_step(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
-    """Claim C12: the step eta = (rho / 2) sqrt(E / (N K (1 - K / E))) of p <- p - eta (A / T - K / E), score units.
+def adversarial_step(score_range: float, num_steps: int, num_experts: int, top_k: int, *, delay: int = 0) -> float:
+    r"""Claims C12 and C17: the step of p <- p - eta (A / T - K / E) that has the regret of `adversarial_regret`.
+
+    .. math:: \eta = \frac\rho2 \sqrt{\frac{E}{(2d + 1) N K (1 - K/E)}}.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K.
+    delay : int
+        d >= 0: the bias moves by the load of d steps ago.
+
+    Returns
+    -------
+    float
+        eta, score units.
 
     Examples
     --------
     >>> adversarial_step(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
     0.5
     """
-    return 0.5 * score_range * math.sqrt(num_experts / (num_steps * top_k * (1.0 - top_k / num_experts)))
+    moment = (2 * delay + 1) * num_steps * top_k * (1.0 - top_k / num_experts)
+    return 0.5 * score_range * math.sqrt(num_experts / moment)
 
 
-def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
-    r"""Claim C12: regret per token of the proportional rule on any N batches, against the best fixed bias.
+def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top_k: int, *, delay: int = 0) -> float:
+    r"""Claims C12 and C17: regret per token of the proportional rule on any N batches, against the best fixed bias.
 
-    .. math:: \sum_n D_n(p_n)/T - \min_p \sum_n D_n(p)/T \le \tfrac{\rho}{2} \sqrt{N K (E - K)}.
+    .. math:: \sum_n D_n(p_n)/T - \min_p \sum_n D_n(p)/T \le \tfrac{\rho}{2} \sqrt{(2d + 1) N K (E - K)}.
 
     Parameters
     ----------
@@ -292,6 +346,8 @@ def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top
         rho, the largest range of one token's scores in any batch, score units.
     num_steps, num_experts, top_k : int
         N, E and K. The step is `adversarial_step`, the first bias 0, the targets equal.
+    delay : int
+        d >= 0: the bias moves by the load of d steps ago, and rests until there is one.
 
     Returns
     -------
@@ -302,8 +358,106 @@ def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top
     --------
     >>> adversarial_regret(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
     1.0
+    >>> adversarial_regret(score_range=1.0, num_steps=4, num_experts=2, top_k=1, delay=4)
+    3.0
     """
-    return 0.5 * score_range * math.sqrt(num_steps * top_k * (num_experts - top_k))
+    return 0.5 * score_range * math.sqrt((2 * delay + 1) * num_steps * top_k * (num_experts - top_k))
+
+
+def dynamic_step(score_range: float, num_steps: int, num_experts: int, top_k: int, path_length: float) -> float:
+    r"""Claim C18: the step of p <- p - eta (A / T - K / E) that has the regret of `dynamic_regret`.
+
+    .. math:: \eta = \sqrt{\frac{E\rho^2/4 + \rho V}{N K (1 - K/E)}}.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K.
+    path_length : float
+        V, the sum over steps of ||q_n - q_(n-1)||_1 along the comparators, score units.
+
+    Returns
+    -------
+    float
+        eta, score units.
+
+    Examples
+    --------
+    >>> dynamic_step(1.0, num_steps=4, num_experts=2, top_k=1, path_length=0.0)  # that of adversarial_step
+    0.5
+    """
+    reach = num_experts * score_range**2 / 4 + score_range * path_length
+    return math.sqrt(reach / (num_steps * top_k * (1.0 - top_k / num_experts)))
+
+
+def dynamic_regret(score_range: float, num_steps: int, num_experts: int, top_k: int, path_length: float) -> float:
+    r"""Claim C18: regret per token of the proportional rule on any N batches, against a moving bias.
+
+    .. math:: \sum_n \frac{D_n(p_n) - D_n(q_n)}T
+              \le \sqrt{N K (1 - \tfrac KE)\,(\tfrac E4\rho^2 + \rho V)} + \frac V2.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K. The step is `dynamic_step`, the first bias 0, the targets equal.
+    path_length : float
+        V, the sum over steps of ||q_n - q_(n-1)||_1 along the comparators, score units. Comparators have mean zero,
+        and the last one has a spread of at most rho.
+
+    Returns
+    -------
+    float
+        The bound in score units, summed over steps.
+
+    Examples
+    --------
+    >>> dynamic_regret(1.0, num_steps=4, num_experts=2, top_k=1, path_length=0.0)  # that of adversarial_regret
+    1.0
+    """
+    step = dynamic_step(score_range, num_steps, num_experts, top_k, path_length)
+    return step * num_steps * top_k * (1.0 - top_k / num_experts) + path_length / 2
+
+
+def max_vio_bound(num_tokens: int, top_k: int, num_experts: int, *, failure: float) -> float:
+    r"""Claim C19: what MaxVio of one batch at p* exceeds with probability `failure` at most.
+
+    .. math:: \sqrt{a^2 + 2\,\frac{(1 - K/E)\,\ell}{L}} + a, \qquad
+              a = \frac{(1 - K/E)\,\ell}{3 L}, \qquad \ell = \ln \frac E\delta .
+
+    Bernstein's inequality for the load of one expert, which is binomial, and a union over experts. Tokens must be
+    independent: those of one text are not.
+
+    Parameters
+    ----------
+    num_tokens, top_k, num_experts : int
+        T, K and E; the target is L = K T / E.
+    failure : float
+        delta, 0 < delta < 1.
+
+    Returns
+    -------
+    float
+        The bound on max_k A_k / L - 1.
+
+    Raises
+    ------
+    ValueError
+        If `failure` is not a probability between 0 and 1.
+
+    Examples
+    --------
+    >>> round(max_vio_bound(num_tokens=2048, top_k=6, num_experts=64, failure=0.01), 3)
+    0.302
+    """
+    if not 0 < check_number(failure, "failure") < 1:
+        raise ValueError(f"failure is {failure!r}; pass a probability with 0 < failure < 1")
+    share = check_count(top_k, "top_k") / check_count(num_experts, "num_experts")
+    scale = (1 - share) * math.log(num_experts / failure) / (share * check_count(num_tokens, "num_tokens"))
+    return scale / 3 + math.sqrt((scale / 3) ** 2 + 2 * scale)
 
 
 def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
@@ -350,6 +504,49 @@ def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
         )
 
     return float(4.0 / num_experts**2 * ((psi(high_WA) - psi(low_WA)) / width_W).min())
+
+
+def sign_pull_of_ties(num_tokens: int, num_experts: int, top_k: int, radius: float, tie_density: float) -> float:
+    r"""Claim C20: how strongly the sign rule pulls towards p* where experts differ by an offset only, any K.
+
+    .. math:: m = \frac{4c}{E} \inf_{0 < y \le Y} \frac{h(y)}{y}, \qquad
+              h(y) = \inf \{\psi(a + y) - \psi(a) : a \le K/E \le a + y\}, \qquad Y = \min(1,\, 2\sqrt2\, R E c),
+
+    with :math:`\psi(x) = P(\mathrm{Bin}(T, x) > L) - P(\mathrm{Bin}(T, x) < L)`. The infima are taken over a grid of
+    400 widths and 200 positions.
+
+    Parameters
+    ----------
+    num_tokens, num_experts, top_k : int
+        T, E and K < E.
+    radius : float
+        R > 0, score units: biases are projected onto mean 0 and ||p|| <= R.
+    tie_density : float
+        c > 0: a lower bound, within 2R of p*, on the density with which any two experts tie at the top-K boundary,
+        per score unit (`alflb.population.Population.tie_density`).
+
+    Returns
+    -------
+    float
+        m, per score unit.
+
+    Examples
+    --------
+    >>> round(sign_pull_of_ties(num_tokens=16, num_experts=4, top_k=1, radius=0.5, tie_density=0.05), 4)
+    0.1784
+    """
+    share, target = top_k / num_experts, Fraction(top_k * num_tokens, num_experts)
+    longest = min(1.0, 2.0 * math.sqrt(2.0) * radius * num_experts * tie_density)
+    width_W = longest * np.linspace(0.0, 1.0, 401)[1:, None]
+    lowest_W, highest_W = np.maximum(share - width_W, 0.0), np.minimum(share, 1.0 - width_W)
+    low_WA = lowest_W + (highest_W - lowest_W) * np.linspace(0.0, 1.0, 200)
+
+    def psi(pick_WA: NDArray[np.float64]) -> NDArray[np.float64]:
+        above = scipy.stats.binom.sf(math.floor(target), num_tokens, pick_WA)
+        return np.asarray(above - scipy.stats.binom.cdf(math.ceil(target) - 1, num_tokens, pick_WA))
+
+    slopes_WA = (psi(low_WA + width_W) - psi(low_WA)) / width_W
+    return float(4.0 * tie_density / num_experts * slopes_WA.min())
 
 
 class SignRuleLaw(NamedTuple):

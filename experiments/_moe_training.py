@@ -543,6 +543,7 @@ class Trainer:
             "layer": layer,
             "step": step,
             "batch_tokens": self.size.tokens_per_step,
+            "source": ", ".join(self.corpus.sources),
             "description": f"{text}; {json.dumps(self.identity)}",
         }
         return RouterTrace(scores_TE, self.size.top_k, self.routers.bias_E(layer), metadata)

@@ -38,7 +38,7 @@ CLAIM = (
 )
 VERDICT = (
     "Supported for an optimum that moves steadily; refuted for real text, whose optimum jumps: the predicted "
-    "step is up to 3.4 times too large."
+    "step is up to 3.2 times too large."
 )
 
 SEEDS = 3
@@ -411,7 +411,7 @@ def _draw_curves(axis: Axes, rows: list[Row]) -> None:
         axis.loglog(steps, measured, MARKERS[position], color=color, label=f"v = {speed:.1e} per step")
         known = [i for i, value in enumerate(said) if math.isfinite(value)]
         axis.loglog([steps[i] for i in known], [said[i] for i in known], color=color)
-    axis.set(xlabel="step size u (score units)", ylabel="regret a step (score units per token)")
+    axis.set(xlabel="step size u (score units)", ylabel="regret per step (score units per token)")
     axis.legend(title="dots measured, lines predicted", title_fontsize=7, fontsize=7)
 
 
@@ -443,7 +443,7 @@ def _draw_text(axis: Axes, rows: list[Row]) -> None:
             axis.axvline(cell[0].first[f"best_regret_{name}"], color=color, linestyle=style)
     for name, style in _MOTION_STYLES.items():
         axis.plot([], [], color=GRAY, linestyle=style, label=f"best if {_MOTION_WORDS[name]}")
-    axis.set(xlabel="step size u (score units)", ylabel="regret a step (score units per token)")
+    axis.set(xlabel="step size u (score units)", ylabel="regret per step (score units per token)")
     axis.set_title(f"Real text, T = {tokens}")
     plain_ticks(axis.yaxis)
     axis.legend(fontsize=7, loc="upper left")

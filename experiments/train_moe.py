@@ -81,7 +81,7 @@ def known_corpus(name: str, vocab_size: int) -> Corpus:
 def _own_source() -> list[Document]:
     root = Path(alflb.__file__).parent
     files = [path for path in sorted(root.rglob("*.py")) if path.stat().st_size > 0]
-    return [Document(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")) for path in files]
+    return [Document(f"alflb/{path.relative_to(root).as_posix()}", path.read_text(encoding="utf-8")) for path in files]
 
 
 def _torch_side(threads: int) -> ModuleType:

@@ -96,7 +96,7 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(help="Step-size schedule: {schedules}. Default: constant.", autocompletion=_completer("schedules")),
 ]
-WarmUpOption = Annotated[int | None, typer.Option(help="Steps of linear warm-up. Default: none.")]
+WarmUpOption = Annotated[int | None, typer.Option(min=1, help="Steps of linear warm-up. Default: none.")]
 StepsOption = Annotated[int, typer.Option("--num-steps", "--steps", help="Number of steps N.")]
 MethodOption = Annotated[
     str, typer.Option(help="Solver: auto, which is screen, or {methods}.", autocompletion=_completer("methods"))

@@ -191,7 +191,12 @@ def _solved(
 def advise(
     trace: TraceArgument = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens whose loads one bias update sees, all ranks together. Needed for scores.")
+        int | None,
+        typer.Option(
+            "--batch-tokens",
+            "--tokens",
+            help="Tokens whose loads one bias update sees, all ranks together. Needed for scores.",
+        ),
     ] = None,
     array: ArrayOption = None,
     top_k: TopKOption = None,
@@ -238,7 +243,7 @@ def advise(
         return
     found = _advice(trace, array, top_k, batch_tokens, num_steps, excess)
     title = f"sign rule, batches of {batch_tokens:,} tokens"
-    print_facts(_advice_facts(found), as_json, title, UNITS, of_advice(found))
+    print_facts(_advice_facts(found), as_json, title, UNITS, of_advice(found, num_steps))
 
 
 def _advice(

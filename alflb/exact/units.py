@@ -123,3 +123,8 @@ class NeededScores(NamedTuple):
         worst = float(np.partition(scores_TE, cut, axis=1)[:, cut].min())
         size = max(abs(worst), abs(float(scores_TE.max())))
         return cls(worst, _APART * size if size else math.inf)  # beside 0 nothing is huge
+
+
+def none_is_huge(largest: float, some_scores: FloatArray) -> bool:
+    """Whether the best of some scores tells already that none, up to `largest` in size, is beyond the limit."""
+    return largest <= _APART * abs(float(some_scores.max()))

@@ -226,8 +226,8 @@ def _write_row(scratch, experts_TK, token):
                 scratch.expert_C[count + n] = first + _SET_BITS[byte, n]
             count += count_bits(byte)
             bits >>= np.uint64(_BYTE)
-    for pick in range(top_k):
-        experts_TK[token, pick] = scratch.expert_C[pick]
+    for k in range(top_k):
+        experts_TK[token, k] = scratch.expert_C[k]
 
 
 @jit_inline

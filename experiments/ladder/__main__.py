@@ -159,6 +159,11 @@ def frozen(
     models: Annotated[list[Path], typer.Argument(help="Folders SIZE_ARM_seedN that --keep left.")],
     out: OutOption,
     tokens: Annotated[int, typer.Option(min=1, help="Of each text.")] = 16384,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step, instead of the size's own.")] = None,
+    sequence: Annotated[int | None, typer.Option(min=2, help="Tokens per sequence, instead of the size's own.")] = None,
+    corpus: Annotated[
+        str, typer.Option(help="What the models were trained on: shakespeare or package.")
+    ] = "shakespeare",
 ) -> None:
     """What the MaxVio of trained models is made of, against the computation batch, and by composition of the batch."""
     from experiments.ladder.models import frozen_routers
@@ -168,13 +173,14 @@ def frozen(
         match = re.fullmatch(r"([^_]+)_(.+)_seed(\d+)", folder.name)
         if match is None or match[1] not in SIZES:
             raise ValueError(f"{folder} is not named SIZE_ARM_seedN; give the folders that --keep leaves")
-        size = SIZES[match[1]].changed(sequence=128, sequences_per_step=3)
+        given = {"sequences_per_step": batch, "sequence": sequence}
+        size = SIZES[match[1]].changed(**{name: value for name, value in given.items() if value is not None})
         arm = Arm.parse(_arm_name(match[2]))
         rule = arm.rule(size.num_steps) if arm.schedule == "constant" else None
         if rule is not None and rule.sees is not Sight.LOADS:
             rule = None
-        corpus = train_moe.known_corpus("shakespeare", size.vocab_size)
-        for router in frozen_routers(folder, size, corpus, tokens):
+        text = train_moe.known_corpus(corpus, size.vocab_size)
+        for router in frozen_routers(folder, size, text, tokens):
             run = {"size": size.name, "arm": arm.name, "seed": int(match[3]), "layer": router.layer}
             taken = parts(router.texts, router.bias_E, rule, size.top_k, size.sequences_per_step)
             rows.append({**run, "kind": "parts", **taken._asdict()})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb import bounds, duality, metrics
-from alflb.bounds import TargetMotion, tracking_cost
+from alflb.bounds import TargetMotion, sign_tracking_cost
 from alflb.exact import solve_exact
 from alflb.problem import AssignmentProblem
 from alflb.traces import RouterTrace, read_trace
@@ -121,7 +121,7 @@ def sign_lag(step_size: float, num_tokens: int, top_k: int, curvature_M: Array, 
 
     A load surplus h x of noise s moves the bias by :math:`-u\sqrt{2/\pi}\,h x / s` on average, so errors decay within
     :math:`s\sqrt{\pi/2}\,/\,(u h)` steps, and a price in steady motion is followed at that distance. h is the mean
-    curvature; s comes from `alflb.bounds.tracking_cost`.
+    curvature; s comes from `alflb.bounds.sign_tracking_cost`.
 
     Examples
     --------
@@ -129,7 +129,7 @@ def sign_lag(step_size: float, num_tokens: int, top_k: int, curvature_M: Array, 
     97
     """
     motion = TargetMotion(overdispersion=overdispersion)
-    load_sd = tracking_cost("sign", step_size, motion, num_tokens, top_k, curvature_M).load_sd
+    load_sd = sign_tracking_cost(step_size, motion, num_tokens, top_k, curvature_M).load_sd
     return float(load_sd * np.sqrt(np.pi / 2) / (step_size * curvature_M.mean()))
 
 

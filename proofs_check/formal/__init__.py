@@ -90,7 +90,9 @@ THEOREMS = (
     Theorem("C14", "c14_whiteness", "lagged_covariance", "the covariance of observations at every lag"),
     Theorem("C14", "c14_whiteness", "kalman_gain_best", "that gain alone has the least next variance"),
     Theorem("LP", "duality", "certificate_sound", "a plan that passes the solver's certificate is optimal"),
-    Theorem("LP", "strong_duality", "strong_duality", "an optimum and a bias of its value exist, rational targets"),
+    Theorem(
+        "LP", "strong_duality", "strong_duality", "an optimum and a bias of the same value exist, rational targets"
+    ),
     Theorem("LP", "strong_duality", "equal_targets_duality", "the same for equal targets, with spread(p) <= rho"),
     Theorem("LP", "strong_duality", "feasible_iff", "feasible iff targets are in 0 ... T and sum to K T"),
     Theorem("LP", "whole_plans", "whole_plan_exists", "whole targets in 0 ... T that sum to K T can be met"),

@@ -30,6 +30,7 @@ def listed(tokens, entries):
     """Rows (token, experts) of scores as stage 4 hands them over."""
     return Undecided(
         np.array(tokens, np.int64),
+        np.ones(len(tokens), np.int64),
         np.ones(len(tokens), np.int32),
         np.cumsum([0, *map(len, entries)]).astype(np.int64),
         np.array([k for experts in entries for k in experts], np.int32),

@@ -32,6 +32,7 @@ from alflb import duality
 from alflb.exact.batched import BatchedProblem
 from alflb.exact.certificate import proves_optimum
 from alflb.exact.results import AssignmentSolution, Residuals, SolverError
+from alflb.exact.screening.groups import GroupedSource, grouped
 from alflb.exact.screening.proof import Assignment
 from alflb.exact.screening.solver import find_optimum
 from alflb.exact.screening.sources import ArraySource, BatchSource, ScoreSource
@@ -41,7 +42,7 @@ from alflb.problem import AssignmentProblem, check_bias, check_target, check_top
 def solve(problem: AssignmentProblem | BatchedProblem, bias_init: ArrayLike | None) -> AssignmentSolution:
     """The certified optimum; batches get no plan, which could be larger than memory."""
     if isinstance(problem, AssignmentProblem):
-        source: ScoreSource = ArraySource(problem)
+        source: ScoreSource = grouped(ArraySource(problem))
     else:
         source = BatchSource(problem)
     num_tokens, num_experts = source.num_tokens, source.num_experts
@@ -58,14 +59,17 @@ def solve(problem: AssignmentProblem | BatchedProblem, bias_init: ArrayLike | No
             f"the optimum or its bias is too large for float64: scores are as large as {source.largest:g} in size; "
             "use -inf to forbid a pair, or divide all scores by a power of two"
         )
-    load_E = found.assignment.load_E / found.unit
+    assignment = found.assignment
+    if isinstance(source, GroupedSource):
+        assignment = source.spread(assignment, found.unit)
+    load_E = assignment.load_E / found.unit
     return AssignmentSolution(
         method="screen",
         lower_bound=found.value,
         upper_bound=found.value,
         bias_E=centered_E,
         load_E=load_E,
-        plan=_plan(found.assignment, num_experts, found.unit) if in_memory else None,
+        plan=_plan(assignment, num_experts, found.unit) if in_memory else None,
         residuals=Residuals(0.0, float(np.abs(load_E - target_E).max()), 0.0, 0.0, 0.0),
         forbidden_below=found.forbidden_below,
     )

@@ -1,9 +1,10 @@
 """Compiled loops over the undecided entries, all in integers: assign, price by quantiles, reroute on a graph.
 
-The entries form a sparse matrix by rows (one row per token): row r owns entries ``start_R[r] .. start_R[r + 1]``,
-entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row hands out
-``picks_R[r] * unit`` units, at most `unit` to an entry; `unit` is 1 when the targets are whole numbers. ``price_E`` is
-the integer bias.
+The entries form a sparse matrix by rows (`Undecided`, one row per token): row r owns entries ``start_R[r] ..
+start_R[r + 1]``, entry n offers expert ``expert_N[n]`` (ascending in a row) at integer score ``score_N[n]``. A row
+hands out ``picks_R[r]`` picks of `unit` units each, `unit` being 1 when the targets are whole numbers, to each of the
+``weight_R[r]`` tokens it stands for; so an entry gets at most ``weight_R[r] * unit`` units.
+``price_E`` is the integer bias.
 """
 
 from __future__ import annotations
@@ -19,35 +20,35 @@ _TIE_SWEEPS = 20
 
 
 @jit
-def order_by_expert(start_R, expert_N, order_N, start_E, row_N):  # type: ignore[no-untyped-def]
+def order_by_expert(rows, order_N, start_E, row_N):  # type: ignore[no-untyped-def]
     """Counting sort: entries by expert (ascending), the place where each expert's begin, and each entry's row."""
-    for n in range(expert_N.size):
-        start_E[expert_N[n] + 1] += 1
+    for n in range(rows.expert_N.size):
+        start_E[rows.expert_N[n] + 1] += 1
     for k in range(start_E.size - 1):
         start_E[k + 1] += start_E[k]
     place_E = start_E.copy()
-    for row in range(start_R.size - 1):
-        for n in range(start_R[row], start_R[row + 1]):
+    for row in range(rows.start_R.size - 1):
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
             row_N[n] = row
-            order_N[place_E[expert_N[n]]] = n
-            place_E[expert_N[n]] += 1
+            order_N[place_E[rows.expert_N[n]]] = n
+            place_E[rows.expert_N[n]] += 1
 
 
 @jit
-def row_boundaries(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
+def row_boundaries(rows, price_E, last_in_R, first_out_R):  # type: ignore[no-untyped-def]
     """A and B of every row: its picks-th and (picks + 1)-th largest priced scores (a row always has both)."""
     best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
-        last_in_R[row], first_out_R[row] = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+    for row in range(rows.picks_R.size):
+        last_in_R[row], first_out_R[row] = _boundary(row, rows, price_E, best)
 
 
 @jit
-def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type: ignore[no-untyped-def]
+def _boundary(row, rows, price_E, best):  # type: ignore[no-untyped-def]
     """A and B of one row, by insertion into its picks + 1 best."""
-    kept = picks_R[row] + 1
+    kept = rows.picks_R[row] + 1
     filled = 0
-    for n in range(start_R[row], start_R[row + 1]):
-        value = score_N[n] + price_E[expert_N[n]]
+    for n in range(rows.start_R[row], rows.start_R[row + 1]):
+        value = rows.score_N[n] + price_E[rows.expert_N[n]]
         if filled < kept:
             slot = filled
             filled += 1
@@ -63,95 +64,102 @@ def _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best):  # type:
 
 
 @jit
-def find_near(start_R, picks_R, expert_N, score_N, price_E, reach, place_N, last_in_R):  # type: ignore[no-untyped-def]
+def find_near(rows, price_E, reach, place_N, last_in_R):  # type: ignore[no-untyped-def]
     """Which entries no price change within `reach` can move: place_N is 1 if in, -1 if out, 0 if it may be either.
 
     `last_in_R` receives the row's picks-th largest priced score; 0 for rows without a choice, all of whose entries
     are in.
     """
     best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
+    for row in range(rows.picks_R.size):
         last_in_R[row] = 0
-        if start_R[row + 1] - start_R[row] <= picks_R[row]:
-            place_N[start_R[row] : start_R[row + 1]] = 1
+        if rows.start_R[row + 1] - rows.start_R[row] <= rows.picks_R[row]:
+            place_N[rows.start_R[row] : rows.start_R[row + 1]] = 1
             continue
-        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
+        last_in, first_out = _boundary(row, rows, price_E, best)
         last_in_R[row] = last_in
-        for n in range(start_R[row], start_R[row + 1]):
-            value = score_N[n] + price_E[expert_N[n]]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
             place_N[n] = np.int8(value - first_out > reach) - np.int8(last_in - value > reach)
 
 
 @jit
-def reassign(start_R, picks_R, expert_N, score_N, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+def reassign(rows, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
     """Give the units of the rows to redo to their best entries, ties to the experts with most room; keep `room_E`."""
-    for row in range(picks_R.size):
+    for row in range(rows.picks_R.size):
         if not redo_R[row]:
             continue
-        for n in range(start_R[row], start_R[row + 1]):
-            value = score_N[n] + price_E[expert_N[n]]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
             certain = value > last_in_R[row] or (value == last_in_R[row] and value > first_out_R[row])
-            room_E[expert_N[n]] += units_N[n]
-            units_N[n] = unit if certain else 0
-            room_E[expert_N[n]] -= units_N[n]
-    for row in range(picks_R.size):
+            room_E[rows.expert_N[n]] += units_N[n]
+            units_N[n] = unit * rows.weight_R[row] if certain else 0
+            room_E[rows.expert_N[n]] -= units_N[n]
+    tied = np.empty(price_E.size, np.int64)
+    for row in range(rows.picks_R.size):
         if not redo_R[row] or last_in_R[row] > first_out_R[row]:
             continue
-        left = picks_R[row]
-        for n in range(start_R[row], start_R[row + 1]):
+        left = rows.picks_R[row]
+        count = 0
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
             left -= units_N[n] > 0
-        while left > 0:
-            choice = -1
-            for n in range(start_R[row], start_R[row + 1]):
-                tied = units_N[n] == 0 and score_N[n] + price_E[expert_N[n]] == last_in_R[row]
-                if tied and (choice < 0 or room_E[expert_N[n]] > room_E[expert_N[choice]]):
-                    choice = n
-            units_N[choice] = unit
-            room_E[expert_N[choice]] -= unit
-            left -= 1
+            if units_N[n] == 0 and rows.score_N[n] + price_E[rows.expert_N[n]] == last_in_R[row]:
+                tied[count] = n
+                count += 1
+        most = unit * rows.weight_R[row]
+        for _ in range(left):
+            choice = 0
+            for place in range(1, count):
+                if room_E[rows.expert_N[tied[place]]] > room_E[rows.expert_N[tied[choice]]]:
+                    choice = place
+            units_N[tied[choice]] = most
+            room_E[rows.expert_N[tied[choice]]] -= most
+            count -= 1
+            tied[choice] = tied[count]
     for _ in range(_TIE_SWEEPS):
-        if _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E) == 0:
+        if room_E.max() <= 0 or _sweep_ties(rows, price_E, last_in_R, first_out_R, unit, units_N, room_E) == 0:
             break
 
 
 @jit
-def _sweep_ties(start_R, expert_N, score_N, price_E, last_in_R, first_out_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
+def _sweep_ties(rows, price_E, last_in_R, first_out_R, unit, units_N, room_E):  # type: ignore[no-untyped-def]
     """In each tied row, move one pick from the tied expert with least room to that with most; count the moves."""
     moves = 0
-    for row in range(start_R.size - 1):
+    for row in range(rows.start_R.size - 1):
         if last_in_R[row] > first_out_R[row]:
             continue
+        most = unit * rows.weight_R[row]
         giver = -1
         taker = -1
-        for n in range(start_R[row], start_R[row + 1]):
-            k = expert_N[n]
-            if score_N[n] + price_E[k] != last_in_R[row]:
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            k = rows.expert_N[n]
+            if rows.score_N[n] + price_E[k] != last_in_R[row]:
                 continue
-            if units_N[n] == unit and (giver < 0 or room_E[k] < room_E[expert_N[giver]]):
+            if units_N[n] == most and (giver < 0 or room_E[k] < room_E[rows.expert_N[giver]]):
                 giver = n
-            if units_N[n] == 0 and (taker < 0 or room_E[k] > room_E[expert_N[taker]]):
+            if units_N[n] == 0 and (taker < 0 or room_E[k] > room_E[rows.expert_N[taker]]):
                 taker = n
-        if giver >= 0 and taker >= 0 and room_E[expert_N[taker]] - room_E[expert_N[giver]] > unit:
+        if giver >= 0 and taker >= 0 and room_E[rows.expert_N[taker]] - room_E[rows.expert_N[giver]] > most:
             units_N[giver] = 0
-            units_N[taker] = unit
-            room_E[expert_N[giver]] += unit
-            room_E[expert_N[taker]] -= unit
+            units_N[taker] = most
+            room_E[rows.expert_N[giver]] += most
+            room_E[rows.expert_N[taker]] -= most
             moves += 1
     return moves
 
 
 @jit
-def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_R, tied_R):  # type: ignore[no-untyped-def]
+def find_contradicted(rows, unit, units_N, price_E, wrong_R, tied_R):  # type: ignore[no-untyped-def]
     """Mark the rows in which an entry with units to spare beats one with units, or ties with it; counts the first."""
     count = 0
-    for row in range(start_R.size - 1):
+    for row in range(rows.start_R.size - 1):
         least_in = np.int64(2**62)
         most_out = np.int64(-(2**62))
-        for n in range(start_R[row], start_R[row + 1]):
-            value = score_N[n] + price_E[expert_N[n]]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
             if units_N[n] > 0:
                 least_in = min(least_in, value)
-            if units_N[n] < unit:
+            if units_N[n] < unit * rows.weight_R[row]:
                 most_out = max(most_out, value)
         wrong_R[row] = least_in < most_out
         tied_R[row] = least_in == most_out
@@ -160,81 +168,123 @@ def find_contradicted(start_R, expert_N, score_N, unit, units_N, price_E, wrong_
 
 
 @jit
-def expert_margins(start_R, picks_R, expert_N, score_N, price_E, start_E, margin_N):  # type: ignore[no-untyped-def]
-    """The margins of all entries, expert by expert."""
-    place_E = start_E.copy()
-    best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
-        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
-        for n in range(start_R[row], start_R[row + 1]):
-            k = expert_N[n]
-            value = score_N[n] + price_E[k]
-            margin_N[place_E[k]] = value - (first_out if value >= last_in else last_in)
-            place_E[k] += 1
-
-
-@jit
-def quantile_steps(start_E, margin_N, rank_E, step_E):  # type: ignore[no-untyped-def]
-    """For each expert the rank-th largest margin, which minimizes D along its bias; reorders the margins.
+def quantile_steps(rows, price_E, rank_E, step_E):  # type: ignore[no-untyped-def]
+    """For each expert the rank-th largest margin, which minimizes D along its price.
 
     Returns how many picks are misplaced whichever way ties fall.
     """
+    start_E = np.zeros(price_E.size + 1, np.int64)
+    for k in rows.expert_N:
+        start_E[k + 1] += 1
+    for k in range(price_E.size):
+        start_E[k + 1] += start_E[k]
+    margin_N, weight_N = np.empty_like(rows.score_N), np.empty_like(rows.score_N)
+    _expert_margins(rows, price_E, start_E.copy(), margin_N, weight_N)
     misplaced = 0
     for k in range(rank_E.size):
         margins = margin_N[start_E[k] : start_E[k + 1]]
+        weights = weight_N[start_E[k] : start_E[k + 1]]
         wins = 0
         ties = 0
-        for margin in margins:
-            wins += margin > 0
-            ties += margin == 0
+        total = 0
+        for n in range(margins.size):
+            total += weights[n]
+            wins += weights[n] if margins[n] > 0 else 0
+            ties += weights[n] if margins[n] == 0 else 0
         misplaced += max(0, wins - rank_E[k]) + max(0, rank_E[k] - wins - ties)
         step_E[k] = 0
         if margins.size > 0:
-            step_E[k] = _select(margins, margins.size - max(1, min(rank_E[k], margins.size)))
+            step_E[k] = _select(margins, weights, total - max(1, min(rank_E[k], total)))
     return misplaced
 
 
 @jit
-def find_open(start_R, picks_R, expert_N, score_N, price_E, reach, open_R, rank_E):  # type: ignore[no-untyped-def]
-    """Mark the rows whose A - B is within `reach`; deduct the picks of the others from the ranks."""
+def _expert_margins(rows, price_E, place_E, margin_N, weight_N):  # type: ignore[no-untyped-def]
+    """The margins of all entries and their weights, each expert's from `place_E` on, which moves to their end."""
     best = np.empty(price_E.size + 1, np.int64)
-    for row in range(picks_R.size):
-        last_in, first_out = _boundary(row, start_R, picks_R, expert_N, score_N, price_E, best)
-        open_R[row] = last_in - first_out <= reach
-        if not open_R[row]:
-            for n in range(start_R[row], start_R[row + 1]):
-                rank_E[expert_N[n]] -= score_N[n] + price_E[expert_N[n]] >= last_in
+    for row in range(rows.picks_R.size):
+        last_in, first_out = _boundary(row, rows, price_E, best)
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            k = rows.expert_N[n]
+            value = rows.score_N[n] + price_E[k]
+            margin_N[place_E[k]] = value - (first_out if value >= last_in else last_in)
+            weight_N[place_E[k]] = rows.weight_R[row]
+            place_E[k] += 1
 
 
 @jit
-def _select(values, index):  # type: ignore[no-untyped-def]
-    """The value at `index` in ascending order (Hoare's quickselect, in place)."""
+def keep_near(rows, price_E, reach, kept, place_N, rank_E):  # type: ignore[no-untyped-def]
+    """Copy the entries that price changes within `reach` could move to `kept`; where each one stands to `place_N`.
+
+    Picks that no such change can undo are deducted from the rows' picks and the experts' ranks. Returns how many rows
+    and entries were kept.
+    """
+    best = np.empty(price_E.size + 1, np.int64)
+    num_rows = 0
+    num_entries = 0
+    for row in range(rows.picks_R.size):
+        last_in, first_out = _boundary(row, rows, price_E, best)
+        if last_in - first_out > reach:
+            for n in range(rows.start_R[row], rows.start_R[row + 1]):
+                if rows.score_N[n] + price_E[rows.expert_N[n]] >= last_in:
+                    rank_E[rows.expert_N[n]] -= rows.weight_R[row]
+            continue
+        picks = rows.picks_R[row]
+        for n in range(rows.start_R[row], rows.start_R[row + 1]):
+            value = rows.score_N[n] + price_E[rows.expert_N[n]]
+            if value - first_out > reach:
+                picks -= 1
+                rank_E[rows.expert_N[n]] -= rows.weight_R[row]
+            elif last_in - value <= reach:
+                kept.expert_N[num_entries] = rows.expert_N[n]
+                kept.score_N[num_entries] = rows.score_N[n]
+                place_N[num_entries] = n
+                num_entries += 1
+        kept.token_R[num_rows] = rows.token_R[row]
+        kept.weight_R[num_rows] = rows.weight_R[row]
+        kept.picks_R[num_rows] = picks
+        num_rows += 1
+        kept.start_R[num_rows] = num_entries
+    return num_rows, num_entries
+
+
+@jit
+def _select(values, weights, rank):  # type: ignore[no-untyped-def]
+    """The least value that, with those up to it, weighs more than `rank` (Hoare's quickselect, in place)."""
     low = 0
     high = values.size - 1
     while low < high:
         pivot = values[(low + high) // 2]
         left = low
         right = high
+        below = 0  # weight of those before `left`
         while left <= right:
             while values[left] < pivot:
+                below += weights[left]
                 left += 1
             while values[right] > pivot:
                 right -= 1
             if left <= right:
                 values[left], values[right] = values[right], values[left]
+                weights[left], weights[right] = weights[right], weights[left]
+                below += weights[left]
                 left += 1
                 right -= 1
-        if index <= right:
+        between = 0
+        for n in range(right + 1, left):
+            between += weights[n]
+        if rank < below - between:
             high = right
-        elif index >= left:
+        elif rank >= below:
+            rank -= below
             low = left
         else:
-            break
-    return values[index]
+            return pivot
+    return values[low]
 
 
 @jit
-def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
+def reroute(undecided, by_expert, unit, units_N, price_E, room_E):  # type: ignore[no-untyped-def]
     """Move units from experts with room < 0 to experts with room > 0 at least cost; False when no path is left.
 
     Successive shortest paths on the E experts. The arc k -> j costs the least score any row loses by moving units
@@ -244,9 +294,10 @@ def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, 
     A witness that has moved leaves its arc *stale* (`from_EE` < 0): the cost is then only a lower bound, and the
     next witness is sought when a shortest path wants the arc.
     """
+    _, weight_R, _, start_R, expert_N, score_N = undecided
+    order_N, start_E, row_N = by_expert
+    most_R = unit * weight_R
     num_experts = price_E.size
-    if room_E.min() == 0:
-        return True
     cost_EE = np.full((num_experts, num_experts), UNREACHED, np.int64)
     from_EE = np.full((num_experts, num_experts), -1, np.int64)
     to_EE = np.full((num_experts, num_experts), -1, np.int64)
@@ -254,9 +305,9 @@ def reroute(start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N, 
         for n in range(start_R[row], start_R[row + 1]):
             if units_N[n] > 0:
                 for m in range(start_R[row], start_R[row + 1]):
-                    if units_N[m] < unit:
+                    if units_N[m] < most_R[row]:
                         _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
-    rows = (start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N)
+    rows = (start_R, order_N, start_E, row_N, expert_N, score_N, most_R, units_N)
     arcs = (cost_EE, from_EE, to_EE)
     distance_E = np.empty(num_experts, np.int64)
     parent_E = np.empty(num_experts, np.int64)
@@ -329,7 +380,7 @@ def _shortest_paths(rows, arcs, price_E, room_E, distance_E, parent_E, settled_E
 @jit
 def _path_capacity(rows, arcs, sink, parent_E, price_E, room_E):  # type: ignore[no-untyped-def]
     """Units the tree path to `sink` can carry: 0 if an arc on it is no longer tight or the source has no surplus."""
-    unit, units_N = rows[-2:]
+    row_N, most_R, units_N = rows[3], rows[-2], rows[-1]
     cost_EE, from_EE, to_EE = arcs
     amount = room_E[sink]
     node = sink
@@ -339,7 +390,8 @@ def _path_capacity(rows, arcs, sink, parent_E, price_E, room_E):  # type: ignore
             _find_witness(rows, arcs, before, node)
         if cost_EE[before, node] + price_E[before] - price_E[node] != 0:
             return 0
-        amount = min(amount, units_N[from_EE[before, node]], unit - units_N[to_EE[before, node]])
+        left, taken = from_EE[before, node], to_EE[before, node]
+        amount = min(amount, units_N[left], most_R[row_N[taken]] - units_N[taken])
         node = before
     return max(0, min(amount, -room_E[node]))
 
@@ -347,7 +399,7 @@ def _path_capacity(rows, arcs, sink, parent_E, price_E, room_E):  # type: ignore
 @jit
 def _push(rows, arcs, sink, amount, parent_E, room_E):  # type: ignore[no-untyped-def]
     """Send `amount` units down the tree path to `sink`; update the arcs of the rows that moved."""
-    start_R, _, _, row_N, expert_N, score_N, unit, units_N = rows
+    start_R, _, _, row_N, expert_N, score_N, most_R, units_N = rows
     cost_EE, from_EE, to_EE = arcs
     left_S = np.empty(parent_E.size, np.int64)
     taken_S = np.empty(parent_E.size, np.int64)
@@ -366,15 +418,16 @@ def _push(rows, arcs, sink, amount, parent_E, room_E):  # type: ignore[no-untype
     for step in range(length):
         left, taken = left_S[step], taken_S[step]
         row = row_N[left]
+        most = most_R[row]
         for n in range(start_R[row], start_R[row + 1]):
             k = expert_N[n]
             if units_N[left] == 0 and from_EE[expert_N[left], k] == left:
                 from_EE[expert_N[left], k] = -1
-            if units_N[taken] == unit and to_EE[k, expert_N[taken]] == taken:
+            if units_N[taken] == most and to_EE[k, expert_N[taken]] == taken:
                 from_EE[k, expert_N[taken]] = -1
-            if units_N[n] > 0 and units_N[left] < unit:
+            if units_N[n] > 0 and units_N[left] < most:
                 _offer(n, left, expert_N, score_N, cost_EE, from_EE, to_EE)
-            if units_N[taken] > 0 and units_N[n] < unit:
+            if units_N[taken] > 0 and units_N[n] < most:
                 _offer(taken, n, expert_N, score_N, cost_EE, from_EE, to_EE)
 
 
@@ -393,7 +446,7 @@ def _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE):  # type: ignore[no
 @jit
 def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
     """Find a stale arc's cheapest row; one that costs no more than the lost witness ends the search at once."""
-    start_R, order_N, start_E, row_N, expert_N, score_N, unit, units_N = rows
+    start_R, order_N, start_E, row_N, expert_N, score_N, most_R, units_N = rows
     cost_EE, from_EE, to_EE = arcs
     lost_cost = cost_EE[k, j]
     entries_N = order_N[start_E[k] : start_E[k + 1]]
@@ -405,7 +458,7 @@ def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
             continue
         row = row_N[n]
         m = start_R[row] + first_at_least(expert_N[start_R[row] : start_R[row + 1]], j)
-        if m < start_R[row + 1] and expert_N[m] == j and units_N[m] < unit:
+        if m < start_R[row + 1] and expert_N[m] == j and units_N[m] < most_R[row]:
             _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
         if cost_EE[k, j] == lost_cost:
             return

@@ -31,9 +31,9 @@ class Assignment(NamedTuple):
     load_E: IntArray
     """Loads in units."""
     experts_TK: NDArray[np.int32]
-    """Experts of each token, ascending; no rows if they were not wanted, meaningless for split tokens."""
+    """Experts of each row, ascending; no rows if they were not wanted, meaningless for split ones."""
     split_S3: IntArray
-    """(token, expert, units) of tokens that share a pick among experts; targets that are whole numbers need none."""
+    """(row, expert, units) of rows that share a pick among experts; none if targets are whole and rows are tokens."""
 
 
 def prove_assignment(
@@ -72,15 +72,21 @@ def prove_assignment(
     """
     listed = ListedRows(rows.token_R, rows.start_R, rows.expert_N, units_N)
     proof = make_proof(source.dtype, source.largest, Prices(grid.per_unit, price_E, reach, top_k, unit))
-    experts_TK = np.empty((source.num_tokens if keep_experts else 0, top_k), np.int32)
-    split_S3 = np.empty((0 if unit == 1 else len(rows.expert_N) + top_k * len(rows.token_R), 3), np.int64)
+    experts_TK = np.empty((source.num_rows if keep_experts else 0, top_k), np.int32)
+    split_S3 = np.empty(
+        (
+            0 if unit == 1 and source.num_rows == source.num_tokens else len(rows.expert_N) + top_k * len(rows.token_R),
+            3,
+        ),
+        np.int64,
+    )
     load_E, num_splits, sums, is_lossless = (
         np.zeros(source.num_experts, np.int64), np.zeros(1, np.int64), np.zeros(2), np.ones(1, np.bool_)
     )  # fmt: skip
     for first, scores_CE in source.chunks():
         before = num_splits[0]
         found = Found(load_E, experts_TK[first : first + len(scores_CE)], split_S3, num_splits, sums, is_lossless)
-        if not certify_rows(scores_CE, first, proof, listed, found):
+        if not certify_rows(scores_CE, source.weights(first, len(scores_CE)), first, proof, listed, found):
             return None
         split_S3[before : num_splits[0], 0] += first
     if not np.array_equal(load_E, target_E):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alflb.exact.screening.sources import MappedSource, ScoreSource
-from alflb.exact.units import NeededScores
+from alflb.exact.units import NeededScores, none_is_huge
 
 _SMALLEST = {np.dtype(np.float32): 2.0**-60, np.dtype(np.float64): 2.0**-500}
 _LARGEST = {np.dtype(np.float32): 2.0**100, np.dtype(np.float64): math.inf}
@@ -40,7 +40,7 @@ def usual_scores(source: ScoreSource, top_k: int) -> UsualScores | None:
     """The scores without huge negative ones (-1e9, the lowest float: masks, most likely); None if there are none."""
     scores_TE, rows_M = source.sample()
     few_rows = scores_TE[rows_M[:: -(-len(rows_M) // _FEW_ROWS)]]
-    if source.largest <= NeededScores.of(few_rows, top_k).limit:
+    if none_is_huge(source.largest, few_rows):
         return None
     needed = [NeededScores.of(rows_CE, top_k) for _, rows_CE in source.chunks()]
     worst, limit = min(one.worst for one in needed), max(one.limit for one in needed)

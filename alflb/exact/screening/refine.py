@@ -12,7 +12,6 @@ Scores may thus range over the whole of float64: a mask of -1e30 that some token
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -108,8 +107,8 @@ def _refine_within(
                 return None
             break
         level, certain_N = _keep_near(level, found.price_E, reach)
-        units_N[certain_N] = unit
-        room_E = room_E - unit * np.bincount(first_rows.expert_N[certain_N], minlength=len(price_E))
+        units_N[certain_N] = unit * first_rows.weight_N[certain_N]
+        room_E = room_E - unit * first_rows.loads(certain_N, len(price_E))
     bias_E = np.array([math.fsum(terms_L) for terms_L in zip(*terms_LE)])
     return Refinement(first_rows, units_N, reach, bias_E)
 
@@ -127,13 +126,15 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
     parts = []
     for first, scores_CE in source.chunks():
         close_C = np.empty(len(scores_CE), np.bool_)
-        count_decided(scores_CE, proof, certain_E, close_C)
-        level = _all_entries(first + np.flatnonzero(close_C), scores_CE[close_C], grid, top_k)
+        weight_C = source.weights(first, len(scores_CE))
+        count_decided(scores_CE, weight_C, proof, certain_E, close_C)
+        level = _all_entries(first + np.flatnonzero(close_C), weight_C[close_C], scores_CE[close_C], grid, top_k)
         near, certain_N = _keep_near(level, price_E, reach)
-        certain_E += np.bincount(level.rows.expert_N[certain_N], minlength=len(price_E))
+        certain_E += level.rows.loads(certain_N, len(price_E))
         parts.append(near)
     rows = Undecided(
         np.concatenate([part.rows.token_R for part in parts]),
+        np.concatenate([part.rows.weight_R for part in parts]),
         np.concatenate([part.rows.picks_R for part in parts]),
         np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.rows.start_R) for part in parts]))]),
         np.concatenate([part.rows.expert_N for part in parts]),
@@ -143,7 +144,7 @@ def _list_near(source: ScoreSource, grid: Grid, top_k: int, price_E: IntArray, r
     return _Level(rows, rest_N, np.arange(len(rest_N))), certain_E
 
 
-def _all_entries(token_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: int) -> _Level:
+def _all_entries(token_R: IntArray, weight_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: int) -> _Level:
     """Whole rows as a level: integers, and what rounding to them takes away."""
     num_rows, num_experts = scores_RE.shape
     allowed_RE = scores_RE > -np.inf
@@ -151,6 +152,7 @@ def _all_entries(token_R: IntArray, scores_RE: FloatArray, grid: Grid, top_k: in
     whole_RE = np.rint(np.ldexp(finite_RE, -grid.exponent))
     rows = Undecided(
         token_R,
+        weight_R,
         np.full(num_rows, top_k, np.int32),
         np.arange(num_rows + 1) * num_experts,
         np.tile(np.arange(num_experts, dtype=np.int32), num_rows),
@@ -164,13 +166,14 @@ def _keep_near(level: _Level, price_E: IntArray, reach: int) -> tuple[_Level, In
     """The entries within `reach` of a tie, scores now relative to it; and which places are certain picks."""
     rows = level.rows
     side_N, last_in_R = np.empty(len(rows.expert_N), np.int8), np.empty_like(rows.token_R)
-    flow_kernels.find_near(rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, price_E, reach, side_N, last_in_R)
+    flow_kernels.find_near(rows, price_E, reach, side_N, last_in_R)
     row_N = np.repeat(np.arange(len(rows.token_R)), np.diff(rows.start_R))
     num_near_R = np.bincount(row_N[side_N == 0], minlength=len(rows.token_R))
     num_in_R = np.bincount(row_N[side_N == 1], minlength=len(rows.token_R))
     kept_R, kept_N = num_near_R > 0, side_N == 0
     near = Undecided(
         rows.token_R[kept_R],
+        rows.weight_R[kept_R],
         (rows.picks_R - num_in_R)[kept_R].astype(np.int32),
         np.concatenate([[0], np.cumsum(num_near_R[kept_R])]),
         rows.expert_N[kept_N],
@@ -193,14 +196,14 @@ def _finer_scores(level: _Level, exponent: int, finer: int) -> tuple[Undecided, 
     score_N = digit_N.astype(np.int64)
     if level.rows.score_N.any():
         score_N += level.rows.score_N << (exponent - finer)
-    return dataclasses.replace(level.rows, score_N=score_N), level.rest_N - np.ldexp(digit_N, finer)
+    return level.rows._replace(score_N=score_N), level.rest_N - np.ldexp(digit_N, finer)
 
 
 def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
     """Units of all entries: as settled, or as prices alone decide."""
     side_N, last_in_R = np.empty(len(rows.expert_N), np.int8), np.empty_like(rows.token_R)
-    flow_kernels.find_near(rows.start_R, rows.picks_R, rows.expert_N, rows.score_N, found.price_E, 0, side_N, last_in_R)
-    units_N = np.where(side_N == 1, unit, 0)
+    flow_kernels.find_near(rows, found.price_E, 0, side_N, last_in_R)
+    units_N = np.where(side_N == 1, unit * rows.weight_N, 0)
     is_settled_R = np.isin(rows.token_R, found.rows.token_R)
     units_N[np.repeat(is_settled_R, np.diff(rows.start_R))] = found.units_N
     return units_N
@@ -209,7 +212,5 @@ def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
 def _is_contradicted(rows: Undecided, units_N: IntArray, price_E: IntArray, unit: int) -> bool:
     """Whether an entry with units to spare beats one with units, in any row."""
     wrong_R, tied_R = np.empty((2, len(rows.token_R)), np.bool_)
-    found = flow_kernels.find_contradicted(
-        rows.start_R, rows.expert_N, rows.score_N, unit, units_N, price_E, wrong_R, tied_R
-    )
+    found = flow_kernels.find_contradicted(rows, unit, units_N, price_E, wrong_R, tied_R)
     return bool(found)

@@ -158,7 +158,7 @@ class UndecidedRows(NamedTuple):
 
 
 @jit
-def collect_undecided(scores_TE, scan, per_unit, certain_E, undecided):  # type: ignore[no-untyped-def]
+def collect_undecided(scores_TE, weight_T, scan, per_unit, certain_E, undecided):  # type: ignore[no-untyped-def]
     """Split the picks of each row into certain ones, which are counted, and undecided ones, which are listed.
 
     An entry with a margin above its width is a certain pick; one below minus its width is certainly none.
@@ -166,6 +166,8 @@ def collect_undecided(scores_TE, scan, per_unit, certain_E, undecided):  # type:
     Parameters
     ----------
     scores_TE : float32 or float64 array
+    weight_T : int64 array
+        How many tokens each row stands for.
     scan : RowScan
     per_unit : float
         Quanta in one score unit.
@@ -201,7 +203,10 @@ def collect_undecided(scores_TE, scan, per_unit, certain_E, undecided):  # type:
                 certain = exceeds(margin, load(width_P, k))
                 bits = reaches(margin, load(lowest_P, k)) & ~certain
                 picks -= count_bits(certain)
-                add_bits(certain_P, k, certain)
+                if weight_T[token + row] == 1:
+                    add_bits(certain_P, k, certain)
+                else:
+                    _add_weight(certain_E, k, certain, weight_T[token + row])
                 while bits != 0:
                     undecided.expert_N[num_entries] = k + lowest_bit(bits)
                     bits &= bits - np.uint64(1)
@@ -217,11 +222,19 @@ def collect_undecided(scores_TE, scan, per_unit, certain_E, undecided):  # type:
                 continue
             if picks > 0:
                 for entry in range(first, num_entries):
-                    certain_P[undecided.expert_N[entry]] += 1
+                    certain_E[undecided.expert_N[entry]] += weight_T[token + row]
             num_entries = first
     for k in range(num_experts):
         certain_E[k] += certain_P[k]
     return num_rows, num_entries
+
+
+@jit_borrowing
+def _add_weight(load_E, first, bits, weight):  # type: ignore[no-untyped-def]
+    """Add the weight to the loads of the experts `first` + n, for all bits n that are set."""
+    while bits != 0:
+        load_E[first + lowest_bit(bits)] += weight
+        bits &= bits - np.uint64(1)
 
 
 class Prices(NamedTuple):
@@ -315,7 +328,7 @@ def make_proof(dtype: np.dtype[Any], largest: float, prices: Prices) -> Proof:
 
 
 @jit
-def certify_rows(scores_TE, first_token, proof, listed, found):  # type: ignore[no-untyped-def]
+def certify_rows(scores_TE, weight_T, first_token, proof, listed, found):  # type: ignore[no-untyped-def]
     """Derive every row's assignment from integer scores and prices alone, and add it up.
 
     Rows whose K-th and (K+1)-th best are more than `reach` apart need nothing else. In the others the units listed for
@@ -329,6 +342,8 @@ def certify_rows(scores_TE, first_token, proof, listed, found):  # type: ignore[
     Parameters
     ----------
     scores_TE : float32 or float64 array
+    weight_T : int64 array
+        How many tokens each row stands for; shares are of all their picks together.
     first_token : int
         Index of the first row among all.
     proof : Proof
@@ -360,22 +375,23 @@ def certify_rows(scores_TE, first_token, proof, listed, found):  # type: ignore[
             last_in = scratch.best_KL[(top_k - 1) * lanes + row]
             first_out = scratch.best_KL[top_k * lanes + row]
             if np.float64(last_in - first_out) > proof.guard:
-                _take_picks(source, start + row * stride, token + row, last_in, proof, found)
+                _take_picks(source, start + row * stride, token + row, weight_T[token + row], last_in, proof, found)
                 continue
             while row_listed < listed.token_R.size and listed.token_R[row_listed] < first_token + token + row:
                 row_listed += 1
             is_listed = row_listed < listed.token_R.size and listed.token_R[row_listed] == first_token + token + row
+            unit = proof.prices.unit * weight_T[token + row]
             count = _list_near(source, start + row * stride, num_experts, last_in, first_out, proof, found, near)
-            if not _share_out(near, count, proof.prices, listed, row_listed if is_listed else -1):
+            if not _share_out(near, count, unit, proof.prices, listed, row_listed if is_listed else -1):
                 return False
-            _give_shares(source, start + row * stride, token + row, proof.prices.unit, near, count, found)
+            _give_shares(source, start + row * stride, token + row, unit, weight_T[token + row], near, count, found)
     for k in range(num_experts):
         found.load_E[k] += proof.prices.unit * np.int64(scratch.load_P[k])
     return True
 
 
 @jit_borrowing
-def _take_picks(source, start, token, last_in, proof, found):  # type: ignore[no-untyped-def]
+def _take_picks(source, start, token, weight, last_in, proof, found):  # type: ignore[no-untyped-def]
     """Give a row to the experts that reach `last_in`."""
     routing, scratch = proof.scan.routing, proof.scan.scratch
     per_unit = source.dtype.type(proof.prices.per_unit)
@@ -385,7 +401,10 @@ def _take_picks(source, start, token, last_in, proof, found):  # type: ignore[no
     for k in range(0, routing.bias_P.size, WIDTH):
         scores = load(source, start + k)
         bits = at_least(add(scores, load(routing.bias_P, k)), last_in)
-        add_bits(scratch.load_P, k, bits)
+        if weight == 1:
+            add_bits(scratch.load_P, k, bits)
+        else:
+            _add_weight(found.load_E, k, bits, weight * proof.prices.unit)
         if found.is_lossless[0]:
             off |= off_grid(scores, per_unit)
         while bits != 0:
@@ -395,7 +414,7 @@ def _take_picks(source, start, token, last_in, proof, found):  # type: ignore[no
                 found.experts_TK[token, pick] = expert
             pick += 1
             bits &= bits - np.uint64(1)
-    add_compensated(found.sums, 0, total)
+    add_compensated(found.sums, 0, weight * total)
     found.is_lossless[0] &= off == 0
 
 
@@ -445,12 +464,11 @@ def _list_near(source, start, num_experts, last_in, first_out, proof, found, nea
 
 
 @jit_borrowing
-def _share_out(near, count, prices, listed, row):  # type: ignore[no-untyped-def]
+def _share_out(near, count, unit, prices, listed, row):  # type: ignore[no-untyped-def]
     """Share out a row's units: all far above the boundary, those within `reach` as listed; whether K picks came out.
 
     Where the boundary is a tie, the tied experts of a row that is not listed (row < 0) have their turn by index.
     """
-    unit = prices.unit
     last_in, first_out = _best_values(near, count)
     low, high = last_in - prices.reach, first_out + prices.reach
     if low > first_out:  # no listed unit can matter
@@ -495,7 +513,7 @@ def _best_values(near, count):  # type: ignore[no-untyped-def]
 
 
 @jit_borrowing
-def _give_shares(source, start, token, unit, near, count, found):  # type: ignore[no-untyped-def]
+def _give_shares(source, start, token, unit, weight, near, count, found):  # type: ignore[no-untyped-def]
     """Add up a row's shares and write them down."""
     is_split = False
     for n in range(count):
@@ -507,7 +525,7 @@ def _give_shares(source, start, token, unit, near, count, found):  # type: ignor
         if share == 0:
             continue
         found.load_E[k] += share
-        total += np.float64(source[start + k]) * (share / unit)
+        total += np.float64(source[start + k]) * (weight * (share / unit))
         if is_split:
             split = found.num_splits[0]
             found.split_S3[split, 0] = token
@@ -522,13 +540,12 @@ def _give_shares(source, start, token, unit, near, count, found):  # type: ignor
 
 
 @jit
-def count_decided(scores_TE, proof, load_E, close_T):  # type: ignore[no-untyped-def]
+def count_decided(scores_TE, weight_T, proof, load_E, close_T):  # type: ignore[no-untyped-def]
     """Mark the rows whose K-th and (K+1)-th best may be within `reach` in integers; count the others' picks."""
     num_tokens, num_experts = scores_TE.shape
     flat = scores_TE.reshape(-1)
     routing, _, scratch = proof.scan
     lanes, stride, top_k = scratch.sum_L.size, routing.bias_P.size, routing.top_k
-    scratch.load_P[:] = 0
     for token in range(0, num_tokens, lanes):
         rows = min(lanes, num_tokens - token)
         source, start = _bound_tile(flat, token, rows, num_experts, proof.scan)
@@ -538,9 +555,7 @@ def count_decided(scores_TE, proof, load_E, close_T):  # type: ignore[no-untyped
             if not close_T[token + row]:
                 for k in range(0, stride, WIDTH):
                     biased = add(load(source, start + row * stride + k), load(routing.bias_P, k))
-                    add_bits(scratch.load_P, k, at_least(biased, last_in))
-    for k in range(num_experts):
-        load_E[k] += scratch.load_P[k]
+                    _add_weight(load_E, k, at_least(biased, last_in), weight_T[token + row])
 
 
 @jit_borrowing

@@ -7,7 +7,6 @@ yields prices at which nobody wants to move: an optimum of the sparse problem.
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -51,9 +50,17 @@ def settle(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int)
     optimal but for a pick per expert, and moves few units along long paths.
     """
     price_E = quantile_descent(undecided, price_E, room_E, unit)
+    if is_short(undecided, room_E, unit).any():
+        nothing, _ = undecided.rows(np.zeros(len(undecided.token_R), np.bool_))
+        return Settlement(price_E, nothing, np.empty(0, np.int64), False)
     if unit > 1:
         price_E = reroute_closest(undecided, price_E, _whole_room(room_E, unit), 1).price_E
     return reroute_closest(undecided, price_E, room_E, unit)
+
+
+def is_short(undecided: Undecided, room_E: IntArray, unit: int) -> NDArray[np.bool_]:
+    """Experts whose undecided entries cannot meet their room, however they fall."""
+    return (room_E < 0) | (room_E > unit * undecided.loads(slice(None), len(room_E)))
 
 
 def _whole_room(room_E: IntArray, unit: int) -> IntArray:
@@ -71,53 +78,36 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
     only come closer. All experts step at once until some answer each other and swap their places forever; then every
     other expert steps, in turns.
 
-    Rows that are farther from a tie than the steps can still reach are left out as the steps get shorter.
+    Entries that are farther from a tie than the steps can still reach are left out as the steps get shorter.
     """
     rank_E = -(-room_E // unit)
     parity_E = np.arange(len(price_E)) % 2
+    step_E = np.empty_like(price_E)
     best_E, least, idle, in_turns = price_E, np.inf, 0, False
     reach = np.inf
-    for turn in itertools.count():
-        misplaced, step_E = _quantile_steps(undecided, price_E, rank_E)
+    turn = 0
+    while True:
+        misplaced = flow_kernels.quantile_steps(undecided, price_E, rank_E, step_E)
         longest = int(np.abs(step_E).max())
         idle = 0 if misplaced + len(undecided.score_N) / _ENTRIES_PER_PICK < least else idle + 1
         if misplaced < least:
             best_E, least = price_E, misplaced
         if idle >= _PATIENCE and not in_turns:
             in_turns, idle = True, 0
-        if least <= len(price_E) or idle >= _PATIENCE:
+        if least <= len(price_E) or idle >= _PATIENCE or longest == 0:
             return best_E
         price_E = price_E - (step_E * (parity_E == turn % 2) if in_turns else step_E)
         if _REACH * longest < _CLOSER * reach:
             reach = _REACH * longest
-            undecided = _leave_out(undecided, price_E, rank_E, reach)
-
-
-def _quantile_steps(undecided: Undecided, price_E: IntArray, rank_E: IntArray) -> tuple[int, IntArray]:
-    """Picks misplaced at these prices however ties fall, and the quantile each price should fall by."""
-    counts_E = np.bincount(undecided.expert_N, minlength=len(price_E))
-    start_E = np.concatenate([[0], np.cumsum(counts_E)])
-    margin_N, step_E = np.empty_like(undecided.score_N), np.empty_like(price_E)
-    flow_kernels.expert_margins(
-        undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, start_E, margin_N
-    )
-    return flow_kernels.quantile_steps(start_E, margin_N, rank_E, step_E), step_E
-
-
-def _leave_out(undecided: Undecided, price_E: IntArray, rank_E: IntArray, reach: int) -> Undecided:
-    """The rows within `reach` of a tie; the picks of the others are deducted from the ranks."""
-    open_R = np.empty(len(undecided.token_R), np.bool_)
-    flow_kernels.find_open(
-        undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N, price_E, reach, open_R, rank_E
-    )
-    return undecided.rows(open_R)[0]
+            undecided, _ = undecided.near(price_E, reach, rank_E)
+        turn += 1
 
 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
     """Shortest augmenting paths over the rows closest to a tie, over more of them until the others agree.
 
-    An attempt that leaves fewer rows wrong than there were misplaced picks is kept, and those rows choose again;
-    other attempts are undone.
+    An attempt that leaves fewer picks misplaced and rows wrong than there were misplaced picks is kept, and those rows
+    choose again; other attempts are undone.
     """
     num_rows = len(undecided.token_R)
     price_E, room_E = price_E.copy(), room_E.copy()
@@ -128,22 +118,25 @@ def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, u
         gap_R = _choose_again(undecided, price_E, room_E, unit, units_N, redo_R)
         misplaced = int(np.maximum(room_E, 0).sum()) // unit
         count = _MORE_ROWS * count or _ROWS_PER_PICK * max(len(price_E), misplaced)
-        close_R = gap_R <= (np.partition(gap_R, count)[count] if count < num_rows else gap_R.max(initial=0))
-        close, close_N = undecided.rows(close_R)
-        new_units_N, new_price_E, new_room_E = units_N[close_N], price_E.copy(), room_E.copy()
-        is_balanced = flow_kernels.reroute(
-            close.start_R, *close.by_expert(len(price_E)), close.expert_N, close.score_N, unit, new_units_N,
-            new_price_E, new_room_E,
-        )  # fmt: skip
-        old_units_N = units_N[close_N]
-        units_N[close_N] = new_units_N
-        num_wrong = flow_kernels.find_contradicted(
-            undecided.start_R, undecided.expert_N, undecided.score_N, unit, units_N, new_price_E, redo_R, tied_R
+        close, close_N = undecided, np.arange(len(units_N))
+        if count < num_rows:
+            reach = _REACH * np.partition(gap_R, count)[count]
+            close, close_N = undecided.near(price_E, reach, np.zeros_like(price_E))
+        old_units_N, new_units_N, new_price_E, new_room_E = (
+            units_N[close_N],
+            units_N[close_N],
+            price_E.copy(),
+            room_E.copy(),
         )
-        if (is_balanced and num_wrong == 0) or close_R.all():
+        is_balanced = room_E.min() == 0 or flow_kernels.reroute(
+            close, close.by_expert(len(price_E)), unit, new_units_N, new_price_E, new_room_E
+        )
+        units_N[close_N] = new_units_N
+        num_wrong = flow_kernels.find_contradicted(undecided, unit, units_N, new_price_E, redo_R, tied_R)
+        if (is_balanced and num_wrong == 0) or count >= num_rows:
             tied, tied_N = undecided.rows(tied_R)
             return Settlement(new_price_E, tied, units_N[tied_N], is_balanced)
-        if is_balanced and num_wrong < misplaced:
+        if int(np.maximum(new_room_E, 0).sum()) // unit + num_wrong < misplaced:
             price_E, room_E = new_price_E, new_room_E
         else:
             units_N[close_N] = old_units_N
@@ -155,7 +148,6 @@ def _choose_again(
 ) -> IntArray:
     """Let the rows marked choose again at these prices, in place; the distance of every row from a tie, A - B."""
     last_in_R, first_out_R = np.empty_like(undecided.token_R), np.empty_like(undecided.token_R)
-    matrix = undecided.start_R, undecided.picks_R, undecided.expert_N, undecided.score_N
-    flow_kernels.row_boundaries(*matrix, price_E, last_in_R, first_out_R)
-    flow_kernels.reassign(*matrix, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E)
+    flow_kernels.row_boundaries(undecided, price_E, last_in_R, first_out_R)
+    flow_kernels.reassign(undecided, price_E, last_in_R, first_out_R, redo_R, unit, units_N, room_E)
     return last_in_R - first_out_R

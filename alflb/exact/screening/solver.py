@@ -14,7 +14,7 @@ from alflb.exact.screening.guess import BiasGuess, guess_bias
 from alflb.exact.screening.proof import Assignment, prove_assignment
 from alflb.exact.screening.ranges import rescaled, usual_scores
 from alflb.exact.screening.refine import refine
-from alflb.exact.screening.settle import settle
+from alflb.exact.screening.settle import is_short, settle
 from alflb.exact.screening.sources import ScoreSource
 from alflb.exact.screening.undecided import list_all, screen
 from alflb.exact.units import Grid, target_units
@@ -160,8 +160,7 @@ def _rounded_optimum(source: ScoreSource, grid: Grid, problem: _Problem) -> tupl
         if found.is_balanced and not near_miss:
             near_miss, growth_E = True, np.full(len(room_E), _NEAR_MISS)
         else:
-            short_E = (room_E < 0) | (room_E > unit * np.bincount(undecided.expert_N, minlength=len(room_E)))
-            growth_E = np.where(short_E, _WIDEN_SHORT, _WIDEN_ALL)
+            growth_E = np.where(is_short(undecided, room_E, unit), _WIDEN_SHORT, _WIDEN_ALL)
         guess = BiasGuess(grid.bias(found.price_E), guess.width_E * growth_E)
     if found.is_balanced:
         raise SolverError("no certified optimum: the loads are balanced, but the prices do not prove the assignment")

@@ -7,6 +7,7 @@ whether a chunk is a slice of one array or a batch generated on the fly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,8 +40,26 @@ class ScoreSource(Protocol):
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """(index of the first row, at most CHUNK rows) from first to last; may be called repeatedly."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows to read; fewer than tokens where one row stands for many."""
 
-class ArraySource:
+    def weights(self, first: int, count: int) -> NDArray[np.int64]:
+        """How many tokens each of so many rows stands for."""
+
+
+class _OneTokenPerRow:
+    num_tokens: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens
+
+    def weights(self, first: int, count: int) -> NDArray[np.int64]:
+        return np.ones(count, np.int64)
+
+
+class ArraySource(_OneTokenPerRow):
     """Scores that are in memory."""
 
     def __init__(self, problem: AssignmentProblem) -> None:
@@ -51,17 +70,21 @@ class ArraySource:
 
     def sample(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """One row from each of equal stretches, at a random place in it (regular steps could beat in time)."""
+        return self.scores_TE, self._sample_M
+
+    @cached_property
+    def _sample_M(self) -> NDArray[np.int64]:
         size = min(self.num_tokens, _SAMPLE)
         edges = np.arange(size) * self.num_tokens // size
         places = np.random.default_rng(0).random(size) * np.diff(edges, append=self.num_tokens)
-        return self.scores_TE, edges + places.astype(np.int64)
+        return edges + places.astype(np.int64)
 
     def chunks(self) -> Iterator[tuple[int, FloatArray]]:
         """Slices of the array."""
-        return _slices(self.scores_TE)
+        return slices(self.scores_TE)
 
 
-class BatchSource:
+class BatchSource(_OneTokenPerRow):
     """Scores that are read batch by batch; the first reading checks them and takes the sample."""
 
     def __init__(self, problem: BatchedProblem) -> None:
@@ -89,7 +112,7 @@ class BatchSource:
         """The batches again, in slices."""
         start = 0
         for batch in self._problem.checked_batches():
-            for first, rows in _slices(batch):
+            for first, rows in slices(batch):
                 yield start + first, rows
             start += len(batch)
         if start != self.num_tokens:
@@ -101,7 +124,7 @@ class MappedSource:
 
     def __init__(self, source: ScoreSource, change: Callable[[FloatArray], FloatArray]) -> None:
         self._source, self._change = source, change
-        self.num_tokens, self.num_experts = source.num_tokens, source.num_experts
+        self.num_tokens, self.num_rows, self.num_experts = source.num_tokens, source.num_rows, source.num_experts
         scores_TE, rows_M = source.sample()
         self._sample = _read_only(change(scores_TE[rows_M]))
         self.dtype = self._sample.dtype
@@ -116,8 +139,13 @@ class MappedSource:
         for first, rows_CE in self._source.chunks():
             yield first, _read_only(self._change(rows_CE))
 
+    def weights(self, first: int, count: int) -> NDArray[np.int64]:
+        """The other's weights."""
+        return self._source.weights(first, count)
 
-def _slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:
+
+def slices(scores_TE: FloatArray) -> Iterator[tuple[int, FloatArray]]:
+    """(index of the first row, at most CHUNK rows) from first to last."""
     for first in range(0, len(scores_TE), CHUNK):
         yield first, scores_TE[first : first + CHUNK]
 
