@@ -35,14 +35,6 @@ BLOCK_BYTES = 64
 """A block is as many tokens as there are numbers in so many bytes; their dual values are added up first."""
 WORD = 64
 """Experts whose hits share one integer."""
-_BYTE = 8
-_SET_BITS = np.array(
-    [(*(bit for bit in range(_BYTE) if byte >> bit & 1), *range(_BYTE - byte.bit_count())) for byte in range(2**_BYTE)],
-    dtype=np.int32,
-)
-"""The bits set in each byte, and numbers of no meaning behind them."""
-_MANY_PICKS = 12
-"""Picks per word of experts from which they are listed by bytes."""
 _STRIDE = 16
 """Rows are padded to a multiple of it."""
 _SHARED_GROUPS = 0.17
@@ -130,7 +122,7 @@ class Scratch(NamedTuple):
     value_C: NDArray[Any]
     """Biased scores of the row under repair."""
     expert_C: NDArray[np.int32]
-    """Its experts, or those of a row that are being listed."""
+    """Its experts."""
 
 
 def make_scratch(routing: Routing, num_best: int) -> Scratch:
@@ -145,7 +137,7 @@ def make_scratch(routing: Routing, num_best: int) -> Scratch:
         hits_W=np.empty(-(-padded // WORD), np.uint64),
         load_P=np.empty(padded, np.int32),
         value_C=np.empty(padded, dtype),
-        expert_C=np.empty(padded + _BYTE, np.int32),
+        expert_C=np.empty(padded, np.int32),
     )
 
 
@@ -198,36 +190,21 @@ def _route_register(source, start, rows, routing, results, token, dual, scratch)
         else:
             dual += _repair_row(source, row_start, routing, tau, scratch)
         if results.experts_TK.shape[0] > 0:
-            _write_row(scratch, results.experts_TK, token + row)
+            _write_row(scratch.hits_W, results.experts_TK, token + row)
         if results.margin_T.size > 0:
             results.margin_T[token + row] = tau - scratch.best_KL[top_k * lanes + row]
     return dual
 
 
 @jit_borrowing
-def _write_row(scratch, experts_TK, token):
-    """List the experts of a row: one by one or, where many are picked, eight at once."""
-    top_k = experts_TK.shape[1]
-    if top_k < _MANY_PICKS * scratch.hits_W.size:
-        pick = np.uint64(0)
-        for word in range(scratch.hits_W.size):
-            bits = scratch.hits_W[word]
-            while bits != 0:
-                experts_TK[token, pick] = word * WORD + lowest_bit(bits)
-                bits &= bits - np.uint64(1)
-                pick += np.uint64(1)
-        return
-    count = 0
-    for word in range(scratch.hits_W.size):
-        bits = scratch.hits_W[word]
-        for first in range(word * WORD, (word + 1) * WORD, _BYTE):
-            byte = bits & np.uint64(255)
-            for n in range(_BYTE):
-                scratch.expert_C[count + n] = first + _SET_BITS[byte, n]
-            count += count_bits(byte)
-            bits >>= np.uint64(_BYTE)
-    for k in range(top_k):
-        experts_TK[token, k] = scratch.expert_C[k]
+def _write_row(hits_W, experts_TK, token):
+    pick = np.uint64(0)
+    for word in range(hits_W.size):
+        bits = hits_W[word]
+        while bits != 0:
+            experts_TK[token, pick] = word * WORD + lowest_bit(bits)
+            bits &= bits - np.uint64(1)
+            pick += np.uint64(1)
 
 
 @jit_inline

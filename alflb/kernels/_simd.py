@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import llvm_version_info
 from numba import config, types
 from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models, register_default
 from numba.core.imputils import impl_ret_borrowed
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 from numba.np.numpy_support import as_dtype
 
 WIDTH = 16
@@ -471,61 +470,6 @@ def off_grid(_, vector, per_unit):
 def _pack(is_set):
     """Booleans as the bits of a whole number, the first one lowest."""
     return sum(1 << n for n in np.flatnonzero(is_set).tolist())
-
-
-# ------------------------------------------------------------------------------------- appending what is chosen
-
-
-@register_jitable
-def _plain_append_chosen(array, first, bits, indices, values, count):
-    while bits != np.uint64(0):
-        index = first + lowest_bit(bits)
-        indices[count] = index
-        values[count] = array[index]
-        bits &= bits - np.uint64(1)
-        count += 1
-    return count
-
-
-@intrinsic
-def compress_chosen(_, array, first, bits, indices, values, count):
-    """`append_chosen` without branches, by an instruction of AVX-512."""
-
-    def codegen(context, builder, signature, args):
-        source, base, word, index_array, value_array, start = args
-        pointer = _vector_address(context, builder, array, source, base)
-        here = load_part(builder, pointer, 0, array.dtype.bitwidth // 8)
-        steps = lane_mask(list(range(WIDTH)))
-        numbers = builder.add(every_lane(builder, builder.trunc(base, _I32), WIDTH), steps)
-        mask = builder.bitcast(builder.trunc(word, ir.IntType(WIDTH)), ir.VectorType(_I1, WIDTH))
-        _store_packed(context, builder, indices, index_array, start, numbers, mask, word)
-        _store_packed(context, builder, values, value_array, start, here, mask, word)
-        return builder.add(start, builder.ctpop(word))
-
-    return types.int64(array, types.int64, types.uint64, indices, values, types.int64), codegen
-
-
-def _store_packed(context, builder, array_type, array, start, vector, mask, word):
-    """Store the masked elements of a vector side by side, register by register (wider compression crashes LLVM)."""
-    bitwidth = array_type.dtype.bitwidth
-    lanes = min(WIDTH, 512 // bitwidth)
-    kind = "i" if isinstance(array_type.dtype, types.Integer) else "f"
-    for first in range(0, WIDTH, lanes):
-        order = lane_mask(list(range(first, first + lanes)))
-        part = builder.shuffle_vector(vector, vector, order)
-        chosen = builder.shuffle_vector(mask, mask, order)
-        before = builder.ctpop(builder.and_(word, ir.Constant(word.type, (1 << first) - 1)))
-        target = address(context, builder, array_type, array, builder.add(start, before), part.type)
-        packed = _call(
-            builder, f"llvm.experimental.vector.compress.v{lanes}{kind}{bitwidth}", part.type, part, chosen, part
-        )
-        store_parts(builder, [packed], target, bitwidth // 8)
-
-
-HAS_COMPRESS = llvm_version_info[0] >= 20 and _HAS_AVX512
-append_chosen = compress_chosen if HAS_COMPRESS and not config.DISABLE_JIT else _plain_append_chosen
-"""append_chosen(array, first, bits, indices, values, count): for every set bit n of `bits`, append first + n to the
-first `count` of the int32 `indices`, and array[first + n] to `values`; the new count. Both need room for WIDTH more."""
 
 
 # ------------------------------------------------------------------------------------- blocks in memory

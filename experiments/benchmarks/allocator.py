@@ -2,7 +2,8 @@
 
 Every contender starts from float scores and a bias and ends with the K experts of each token and the load of
 each expert (``alflb loads``: the loads and the dual sum only). Contenders take turns, so that a busy machine
-slows all of them; figures are medians with the range in parentheses, and ratios are of medians of the same turns.
+slows all of them; figures are medians of CPU time (of time on the wall for two threads) with the range in
+parentheses, and ratios are of medians of the same turns.
 The floor is ``scores.max()``, one pass over the scores by numpy's vector code.
 
 Run ``python -m experiments.benchmarks.allocator``; it writes docs/benchmarks/allocator.md. torch, faiss and
@@ -30,6 +31,7 @@ from alflb.kernels.draws import DISTRIBUTIONS, Draw
 from experiments.benchmarks._bench import (
     MODELS,
     Contender,
+    clock,
     duration,
     machine,
     ratio,
@@ -240,10 +242,10 @@ def small_batches_section() -> str:
 def threads_section() -> str:
     """Alflb with one thread and with two."""
     rows = []
-    for size in SIZES:
+    for size in (*SIZES, (262144, 256, 8)):
         scores_TE, bias_E = instance(*size, np.float32)
         contenders = {f"{count}": with_threads(count, scores_TE, bias_E, size[2]) for count in (1, 2)}
-        timings = compare(contenders)
+        timings = compare(contenders, clock=clock)
         rows.append([f"{size}", *(duration(timings[name]) for name in "12"), ratio(timings["1"], timings["2"])])
     caution = "This says something only if nothing else ran: compare the load average above."
     return f"## Two threads, float32, loads\n\n{caution}\n\n" + table(["T, E, K", "one", "two", "speed-up"], rows)

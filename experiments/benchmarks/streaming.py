@@ -4,7 +4,7 @@ Run as ``python -m experiments.benchmarks.streaming`` (some ten minutes; ``--tok
 in a temporary file, float32, and are read from it batch by batch in each pass, so that the time is the solvers' and not
 the generators'. "exact" is `solve_exact` on the same `BatchedProblem` in the same run: exact, but it keeps undecided
 tokens in memory. Memory is the peak of what Python and numpy allocate while solving (tracemalloc), a batch of scores
-included. Compilation is done beforehand on a small problem. The page goes to ``docs/benchmarks/streaming.md``.
+included. Compilation is done beforehand on small problems. The page goes to ``docs/benchmarks/streaming.md``.
 """
 
 from __future__ import annotations
@@ -122,10 +122,11 @@ def main(tokens: Annotated[int, typer.Option(min=1, help="Tokens per instance.")
     """Hold the bounds of the pooled problem against its exact optimum; print the table and write the page."""
     num_batches = max(1, tokens // BATCH)
     warm_up = BatchedProblem(lambda: [make_scores("skewed", 20_000, NUM_EXPERTS)], TOP_K)
-    solve_streaming(warm_up, sample_rows=5000)
-    solve_exact(warm_up)
     trace = load_router_trace()
     trace_problem = BatchedProblem(lambda: np.split(trace.scores_TE, 4), trace.top_k)
+    for problem in (warm_up, trace_problem):
+        solve_streaming(problem, sample_rows=5000)
+        solve_exact(problem)
     rows = [bench_problem("shipped trace", trace_problem)]
     print(*rows[-1], sep=" | ", flush=True)
     with tempfile.TemporaryDirectory() as folder:

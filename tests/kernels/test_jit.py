@@ -10,6 +10,20 @@ from alflb.kernels import _jit
 
 pytestmark = pytest.mark.jit
 
+
+@_jit.jit
+def successor(n):
+    return n + 1
+
+
+@_jit.jit
+def three_successors(n):
+    count = 0
+    for _ in range(3):  # the counter is a number of the code at first
+        count = successor(count)
+    return count + successor(n) + successor(1)
+
+
 USE_TWO_TYPES = """
 import numpy as np
 from alflb.kernels._blocks import copy_rows
@@ -40,6 +54,11 @@ def run(code, folder):
         [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     return int(done.stdout), done.stderr
+
+
+def test_numbers_of_the_code_are_no_types_of_their_own():
+    assert three_successors(2) == 8
+    assert len(successor.signatures) == 1
 
 
 @pytest.mark.parametrize("obstacle", [NOTHING_CAN_BE_WRITTEN, FULL_DISK])

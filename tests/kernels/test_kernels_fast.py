@@ -10,7 +10,7 @@ from _score_families import constant, denormal, distinct, forbidden, signed_zero
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alflb.kernels import get_kernels, numba_
+from alflb.kernels import _chunks, get_kernels, numba_
 from alflb.kernels._network import sorting_network
 
 reference = get_kernels("reference")
@@ -136,10 +136,13 @@ def test_one_expert_can_take_every_token(num_tokens):
         assert load_E.tolist() == [num_tokens] + [0] * 19
 
 
-def test_read_only_scores_are_accepted():
+def test_read_only_scores_are_accepted_by_the_same_code():
     scores_TE = np.random.default_rng(6).random((40, 64))
+    assert_equals_reference(scores_TE, np.zeros(64), 8)
+    compiled = getattr(_chunks.route_chunks, "signatures", [])
     scores_TE.flags.writeable = False
     assert_equals_reference(scores_TE, np.zeros(64), 8)
+    assert getattr(_chunks.route_chunks, "signatures", []) == compiled
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32, 64])

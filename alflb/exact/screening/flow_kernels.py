@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from alflb.kernels._jit import jit
+from alflb.kernels._jit import jit, jit_borrowing
 
 UNREACHED = 2**61
 """Cost of an arc that does not exist. Paths that do are below half of it, and sums stay inside int64."""
@@ -450,15 +450,28 @@ def _find_witness(rows, arcs, k, j):  # type: ignore[no-untyped-def]
     cost_EE, from_EE, to_EE = arcs
     lost_cost = cost_EE[k, j]
     entries_N = order_N[start_E[k] : start_E[k + 1]]
-    first = np.searchsorted(entries_N, to_EE[k, j])
+    first = first_at_least(entries_N, to_EE[k, j])
     cost_EE[k, j] = UNREACHED
     for turn in range(entries_N.size):
         n = entries_N[(first + turn) % entries_N.size]
         if units_N[n] == 0:
             continue
         row = row_N[n]
-        m = start_R[row] + np.searchsorted(expert_N[start_R[row] : start_R[row + 1]], j)
+        m = start_R[row] + first_at_least(expert_N[start_R[row] : start_R[row + 1]], j)
         if m < start_R[row + 1] and expert_N[m] == j and units_N[m] < most_R[row]:
             _offer(n, m, expert_N, score_N, cost_EE, from_EE, to_EE)
         if cost_EE[k, j] == lost_cost:
             return
+
+
+@jit_borrowing
+def first_at_least(ascending_N, bound):  # type: ignore[no-untyped-def]
+    """Index of the first of ascending numbers that reaches the bound (numpy's own takes long to compile)."""
+    low, high = 0, ascending_N.size
+    while low < high:
+        middle = (low + high) // 2
+        if ascending_N[middle] < bound:
+            low = middle + 1
+        else:
+            high = middle
+    return low

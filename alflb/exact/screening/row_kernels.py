@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alflb.exact.screening.flow_kernels import first_at_least
 from alflb.kernels._blocks import Routing, Scratch, bound_rows, copy_rows, make_routing, make_scratch
 from alflb.kernels._jit import jit, jit_borrowing
 from alflb.kernels._simd import (
@@ -51,11 +52,6 @@ FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
 
 
-def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
-    """The values followed by zeros, in whole lanes."""
-    return np.pad(values_E, (0, -len(values_E) % lanes))
-
-
 @jit
 def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     """The largest |score|, -inf left out."""
@@ -69,7 +65,10 @@ def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     for n in range(whole, flat.size):
         if flat[n] > -np.inf:
             sizes[0] = max(sizes[0], abs(flat[n]))
-    return np.float64(sizes.max())
+    found = 0.0
+    for n in range(WIDTH):
+        found = max(found, np.float64(sizes[n]))
+    return found
 
 
 class RowScan(NamedTuple):
@@ -377,7 +376,7 @@ def certify_rows(scores_TE, weight_T, first_token, proof, listed, found):  # typ
         np.empty(stride, np.int64),
         np.empty(top_k + 1, np.int64),
     )
-    row_listed = np.searchsorted(listed.token_R, first_token)
+    row_listed = first_at_least(listed.token_R, first_token)
     scratch.load_P[:] = 0
     for token in range(0, num_tokens, lanes):
         rows = min(lanes, num_tokens - token)
@@ -569,7 +568,7 @@ def count_decided(scores_TE, weight_T, proof, load_E, close_T):  # type: ignore[
                     _add_weight(load_E, k, at_least(biased, last_in), weight_T[token + row])
 
 
-@jit
+@jit_borrowing
 def add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     """sums[place] + sums[place + 1] += value, with the rounding error of the first kept in the second."""
     total = sums[place] + value

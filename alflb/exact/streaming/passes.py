@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from alflb.exact.batched import Batch, load_batch
 from alflb.exact.screening.row_kernels import largest_finite
 from alflb.exact.streaming.results import MapBatches
-from alflb.exact.streaming.row_kernels import route_rows, sum_words
+from alflb.exact.streaming.row_kernels import Candidates, Swaps, count_swaps, route_rows, sum_words
 from alflb.kernels._blocks import make_routing, make_scratch
 from alflb.problem import FloatArray
 
@@ -219,20 +219,21 @@ class RoutingTask:
         load_E = np.zeros(num_experts, np.int64)
         count_EEB = np.zeros((num_experts, num_experts, NUM_BINS), np.int64)
         loss_EEB = np.zeros((num_experts, num_experts, NUM_BINS))
-        gap_T, experts_TK = np.empty(num_tokens), np.empty((num_tokens, self.top_k), np.int32)
+        swaps, experts_TK = Swaps.room_for(num_tokens), np.empty((num_tokens, self.top_k), np.int32)
         sums = np.zeros(5)
+        seed = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
         route_rows(
-            scores_TE, self.bias_E, routing, make_scratch(routing, self.top_k + 1), width, self.dither,
-            np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0], self.top_exponent,
-            load_E, count_EEB, loss_EEB, gap_T, experts_TK, sums,
+            scores_TE, self.bias_E, routing, make_scratch(routing, self.top_k + 1), Candidates.room_for(num_experts),
+            width, self.dither, seed, load_E, experts_TK, swaps, sums,
         )  # fmt: skip
+        count_swaps(swaps.gap_T.view(np.int64), swaps, self.top_exponent, count_EEB, loss_EEB)
         return Routing(
             Fingerprint.of(scores_TE),
             load_E,
             count_EEB,
             loss_EEB,
             sums,
-            *_closest(scores_TE, gap_T, experts_TK, self.most_rows),
+            *_closest(scores_TE, swaps.gap_T, experts_TK, self.most_rows),
             self.most_rows,
         )
 
