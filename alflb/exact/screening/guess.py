@@ -90,7 +90,7 @@ def guess_bias(
             noise_E = np.maximum(step.noise_E, narrowest)
             step_width_E = _with_usual(_STEP_WIDTH * noise_E)
             final_E = np.maximum(_final_width(step, noise_E, num_rows, source.num_tokens), _FINAL_WIDTH * narrowest)
-            is_settled = np.mean(np.abs(step.shift_E) / step_width_E) < _SETTLED
+            is_settled = bool(np.mean(np.abs(step.shift_E) / step_width_E) < _SETTLED)
             if rows == num_rows:
                 last_crowd, crowd = crowd, step.num_within(final_E / width_E)
                 is_settled = crowd > _THINNED * last_crowd or (is_settled and crowd <= _CROWD * rows)

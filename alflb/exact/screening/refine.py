@@ -103,7 +103,9 @@ def _refine_within(
         level, exponent = _Level(rows, rest_N, level.place_N), finer
         if not rest_N.any():
             units_N[level.place_N] = units_now_N = _all_units(rows, found, unit)
-            if _is_contradicted(rows, units_now_N, found.price_E, unit):
+            left_E = room_E.copy()
+            np.subtract.at(left_E, rows.expert_N, units_now_N)
+            if left_E.any() or _is_contradicted(rows, units_now_N, found.price_E, unit):
                 return None
             break
         level, certain_N = _keep_near(level, found.price_E, reach)
