@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -53,6 +54,36 @@ def affinity_excess_bound(violation_l1: float, score_range: float) -> float:
 def affinity_loss_bound(violation_l1: float, bias_spread: float) -> float:
     r"""Claim C6, lower side: LP* - affinity <= ||A - L||_1 spread(p) / 2."""
     return _half_product(violation_l1, bias_spread)
+
+
+def optimal_spread(score_range: float, num_experts: int, top_k: int, *, equal_targets: bool = True) -> float:
+    r"""Claims C6 and C16: some optimal bias has at most this spread: rho, or 2 rho where targets differ.
+
+    With unequal targets rho is enough for K = 1 and for K >= E - 1. In C5 and C6 this takes the place of rho.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, score units.
+    num_experts, top_k : int
+        E and K.
+    equal_targets : bool
+        Whether every expert has the target K T / E.
+
+    Returns
+    -------
+    float
+        The bound, score units.
+
+    Examples
+    --------
+    >>> optimal_spread(1.5, num_experts=4, top_k=2)
+    1.5
+    >>> optimal_spread(1.5, num_experts=4, top_k=2, equal_targets=False)
+    3.0
+    """
+    narrow = equal_targets or check_count(top_k, "top_k") == 1 or top_k >= num_experts - 1
+    return score_range if narrow else 2.0 * score_range
 
 
 def _half_product(violation_l1: float, width: float) -> float:
@@ -124,7 +155,10 @@ def _as_integers(scores_TE: NDArray[np.float64], width: float) -> tuple[NDArray[
 
 
 def absorbing_band(multiplicity: int, num_experts: int) -> int:
-    """Claim C4 as first stated: once |A_k - L| <= m (E - 1) tokens, always so, under the sign rule.
+    """Claim C4 as first stated: once |A_k - L_k| <= m (E - 1) tokens, always so, under the sign rule.
+
+    This holds for any targets (C16). With m = m(2u (d + 1)) it holds where loads arrive d steps late (C17), once
+    d + 1 successive loads are inside.
 
     Examples
     --------
@@ -246,15 +280,17 @@ def constant_step_gap(distance_squared: float, num_steps: int, step_size: float,
     return distance_squared / (2 * step_size * num_steps) + step_size * second_moment / 2
 
 
-def bias_spread_bound(start_spread: float, score_range: float, step_size: float) -> float:
-    r"""Claim C11: the largest spread a bias can reach under the sign rule with equal targets, whatever the batches.
+def bias_spread_bound(start_spread: float, score_range: float, step_size: float, *, delay: int = 0) -> float:
+    r"""Claims C11 and C17: the largest spread of a bias under the sign rule with equal targets, whatever the batches.
 
-    .. math:: \mathrm{spread}(p_n) \le \max(\mathrm{spread}(p_0),\, \rho + 2u) \quad \text{for every } n.
+    .. math:: \mathrm{spread}(p_n) \le \max(\mathrm{spread}(p_0),\, \rho + 2u(d + 1)) \quad \text{for every } n.
 
     Parameters
     ----------
     start_spread, score_range, step_size : float
         spread(p_0), rho (the largest range of one token's scores in any batch) and u, in score units.
+    delay : int
+        d >= 0: the bias moves by the load of d steps ago, and rests until there is one.
 
     Returns
     -------
@@ -265,25 +301,44 @@ def bias_spread_bound(start_spread: float, score_range: float, step_size: float)
     --------
     >>> bias_spread_bound(start_spread=0.0, score_range=1.0, step_size=0.25)
     1.5
+    >>> bias_spread_bound(start_spread=0.0, score_range=1.0, step_size=0.25, delay=2)
+    2.5
     """
-    return max(start_spread, score_range + 2.0 * step_size)
+    return max(start_spread, score_range + 2.0 * step_size * (delay + 1))
 
 
-def adversarial_step(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
-    """Claim C12: the step eta = (rho / 2) sqrt(E / (N K (1 - K / E))) of p <- p - eta (A / T - K / E), score units.
+def adversarial_step(score_range: float, num_steps: int, num_experts: int, top_k: int, *, delay: int = 0) -> float:
+    r"""Claims C12 and C17: the step of p <- p - eta (A / T - K / E) that has the regret of `adversarial_regret`.
+
+    .. math:: \eta = \frac\rho2 \sqrt{\frac{E}{(2d + 1) N K (1 - K/E)}}.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K.
+    delay : int
+        d >= 0: the bias moves by the load of d steps ago.
+
+    Returns
+    -------
+    float
+        eta, score units.
 
     Examples
     --------
     >>> adversarial_step(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
     0.5
     """
-    return 0.5 * score_range * math.sqrt(num_experts / (num_steps * top_k * (1.0 - top_k / num_experts)))
+    moment = (2 * delay + 1) * num_steps * top_k * (1.0 - top_k / num_experts)
+    return 0.5 * score_range * math.sqrt(num_experts / moment)
 
 
-def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top_k: int) -> float:
-    r"""Claim C12: regret per token of the proportional rule on any N batches, against the best fixed bias.
+def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top_k: int, *, delay: int = 0) -> float:
+    r"""Claims C12 and C17: regret per token of the proportional rule on any N batches, against the best fixed bias.
 
-    .. math:: \sum_n D_n(p_n)/T - \min_p \sum_n D_n(p)/T \le \tfrac{\rho}{2} \sqrt{N K (E - K)}.
+    .. math:: \sum_n D_n(p_n)/T - \min_p \sum_n D_n(p)/T \le \tfrac{\rho}{2} \sqrt{(2d + 1) N K (E - K)}.
 
     Parameters
     ----------
@@ -291,6 +346,8 @@ def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top
         rho, the largest range of one token's scores in any batch, score units.
     num_steps, num_experts, top_k : int
         N, E and K. The step is `adversarial_step`, the first bias 0, the targets equal.
+    delay : int
+        d >= 0: the bias moves by the load of d steps ago, and rests until there is one.
 
     Returns
     -------
@@ -301,8 +358,106 @@ def adversarial_regret(score_range: float, num_steps: int, num_experts: int, top
     --------
     >>> adversarial_regret(score_range=1.0, num_steps=4, num_experts=2, top_k=1)
     1.0
+    >>> adversarial_regret(score_range=1.0, num_steps=4, num_experts=2, top_k=1, delay=4)
+    3.0
     """
-    return 0.5 * score_range * math.sqrt(num_steps * top_k * (num_experts - top_k))
+    return 0.5 * score_range * math.sqrt((2 * delay + 1) * num_steps * top_k * (num_experts - top_k))
+
+
+def dynamic_step(score_range: float, num_steps: int, num_experts: int, top_k: int, path_length: float) -> float:
+    r"""Claim C18: the step of p <- p - eta (A / T - K / E) that has the regret of `dynamic_regret`.
+
+    .. math:: \eta = \sqrt{\frac{E\rho^2/4 + \rho V}{N K (1 - K/E)}}.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K.
+    path_length : float
+        V, the sum over steps of ||q_n - q_(n-1)||_1 along the comparators, score units.
+
+    Returns
+    -------
+    float
+        eta, score units.
+
+    Examples
+    --------
+    >>> dynamic_step(1.0, num_steps=4, num_experts=2, top_k=1, path_length=0.0)  # that of adversarial_step
+    0.5
+    """
+    reach = num_experts * score_range**2 / 4 + score_range * path_length
+    return math.sqrt(reach / (num_steps * top_k * (1.0 - top_k / num_experts)))
+
+
+def dynamic_regret(score_range: float, num_steps: int, num_experts: int, top_k: int, path_length: float) -> float:
+    r"""Claim C18: regret per token of the proportional rule on any N batches, against a moving bias.
+
+    .. math:: \sum_n \frac{D_n(p_n) - D_n(q_n)}T
+              \le \sqrt{N K (1 - \tfrac KE)\,(\tfrac E4\rho^2 + \rho V)} + \frac V2.
+
+    Parameters
+    ----------
+    score_range : float
+        rho, the largest range of one token's scores in any batch, score units.
+    num_steps, num_experts, top_k : int
+        N, E and K. The step is `dynamic_step`, the first bias 0, the targets equal.
+    path_length : float
+        V, the sum over steps of ||q_n - q_(n-1)||_1 along the comparators, score units. Comparators have mean zero,
+        and the last one has a spread of at most rho.
+
+    Returns
+    -------
+    float
+        The bound in score units, summed over steps.
+
+    Examples
+    --------
+    >>> dynamic_regret(1.0, num_steps=4, num_experts=2, top_k=1, path_length=0.0)  # that of adversarial_regret
+    1.0
+    """
+    step = dynamic_step(score_range, num_steps, num_experts, top_k, path_length)
+    return step * num_steps * top_k * (1.0 - top_k / num_experts) + path_length / 2
+
+
+def max_vio_bound(num_tokens: int, top_k: int, num_experts: int, *, failure: float) -> float:
+    r"""Claim C19: what MaxVio of one batch at p* exceeds with probability `failure` at most.
+
+    .. math:: \sqrt{a^2 + 2\,\frac{(1 - K/E)\,\ell}{L}} + a, \qquad
+              a = \frac{(1 - K/E)\,\ell}{3 L}, \qquad \ell = \ln \frac E\delta .
+
+    Bernstein's inequality for the load of one expert, which is binomial, and a union over experts. Tokens must be
+    independent: those of one text are not.
+
+    Parameters
+    ----------
+    num_tokens, top_k, num_experts : int
+        T, K and E; the target is L = K T / E.
+    failure : float
+        delta, 0 < delta < 1.
+
+    Returns
+    -------
+    float
+        The bound on max_k A_k / L - 1.
+
+    Raises
+    ------
+    ValueError
+        If `failure` is not a probability between 0 and 1.
+
+    Examples
+    --------
+    >>> round(max_vio_bound(num_tokens=2048, top_k=6, num_experts=64, failure=0.01), 3)
+    0.302
+    """
+    if not 0 < check_number(failure, "failure") < 1:
+        raise ValueError(f"failure is {failure!r}; pass a probability with 0 < failure < 1")
+    share = check_count(top_k, "top_k") / check_count(num_experts, "num_experts")
+    scale = (1 - share) * math.log(num_experts / failure) / (share * check_count(num_tokens, "num_tokens"))
+    return scale / 3 + math.sqrt((scale / 3) ** 2 + 2 * scale)
 
 
 def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
@@ -351,6 +506,49 @@ def sign_pull(num_tokens: int, num_experts: int, radius: float) -> float:
     return float(4.0 / num_experts**2 * ((psi(high_WA) - psi(low_WA)) / width_W).min())
 
 
+def sign_pull_of_ties(num_tokens: int, num_experts: int, top_k: int, radius: float, tie_density: float) -> float:
+    r"""Claim C20: how strongly the sign rule pulls towards p* where experts differ by an offset only, any K.
+
+    .. math:: m = \frac{4c}{E} \inf_{0 < y \le Y} \frac{h(y)}{y}, \qquad
+              h(y) = \inf \{\psi(a + y) - \psi(a) : a \le K/E \le a + y\}, \qquad Y = \min(1,\, 2\sqrt2\, R E c),
+
+    with :math:`\psi(x) = P(\mathrm{Bin}(T, x) > L) - P(\mathrm{Bin}(T, x) < L)`. The infima are taken over a grid of
+    400 widths and 200 positions.
+
+    Parameters
+    ----------
+    num_tokens, num_experts, top_k : int
+        T, E and K < E.
+    radius : float
+        R > 0, score units: biases are projected onto mean 0 and ||p|| <= R.
+    tie_density : float
+        c > 0: a lower bound, within 2R of p*, on the density with which any two experts tie at the top-K boundary,
+        per score unit (`alflb.population.Population.tie_density`).
+
+    Returns
+    -------
+    float
+        m, per score unit.
+
+    Examples
+    --------
+    >>> round(sign_pull_of_ties(num_tokens=16, num_experts=4, top_k=1, radius=0.5, tie_density=0.05), 4)
+    0.1784
+    """
+    share, target = top_k / num_experts, Fraction(top_k * num_tokens, num_experts)
+    longest = min(1.0, 2.0 * math.sqrt(2.0) * radius * num_experts * tie_density)
+    width_W = longest * np.linspace(0.0, 1.0, 401)[1:, None]
+    lowest_W, highest_W = np.maximum(share - width_W, 0.0), np.minimum(share, 1.0 - width_W)
+    low_WA = lowest_W + (highest_W - lowest_W) * np.linspace(0.0, 1.0, 200)
+
+    def psi(pick_WA: NDArray[np.float64]) -> NDArray[np.float64]:
+        above = scipy.stats.binom.sf(math.floor(target), num_tokens, pick_WA)
+        return np.asarray(above - scipy.stats.binom.cdf(math.ceil(target) - 1, num_tokens, pick_WA))
+
+    slopes_WA = (psi(low_WA + width_W) - psi(low_WA)) / width_W
+    return float(4.0 * tie_density / num_experts * slopes_WA.min())
+
+
 class SignRuleLaw(NamedTuple):
     """What the law of the sign rule's steady state under sampling noise predicts."""
 
@@ -394,7 +592,7 @@ def sign_rule_law(step_size: float, num_tokens: int, top_k: int, eigenvalues: Ar
     >>> round(law.load_sd, 4), round(law.max_vio, 3)
     (0.0135, 0.082)
     """
-    still = tracking_cost("sign", step_size, TargetMotion(), num_tokens, top_k, eigenvalues)
+    still = sign_tracking_cost(step_size, TargetMotion(), num_tokens, top_k, eigenvalues)
     return SignRuleLaw(still.bias_sd, still.load_sd, still.max_vio)
 
 
@@ -443,6 +641,11 @@ class TargetMotion(NamedTuple):
     overdispersion: float = 1.0
     """Variance of an expert's load in a batch over that of T independent tokens: texts make it larger than 1."""
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether p* does not move."""
+        return self.speed == self.diffusion == 0
+
 
 class TrackingCost(NamedTuple):
     """What a rule costs in its steady state while it follows a moving p*."""
@@ -457,41 +660,36 @@ class TrackingCost(NamedTuple):
     """Expected max_k A_k / L - 1."""
 
 
-TRACKING_RULES = ("proportional", "sign")
-"""Rules that `tracking_cost` knows."""
+TrackingCostOf = Callable[[float, TargetMotion, int, int, ArrayLike], TrackingCost]
+"""`sign_tracking_cost` or `proportional_tracking_cost`."""
+
+_LOST = TrackingCost(math.inf, math.inf, math.inf, math.inf)
 
 
-def tracking_cost(
-    rule: str, step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike
+def sign_tracking_cost(
+    step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike
 ) -> TrackingCost:
-    r"""Lag and noise of a rule with a constant step that follows a moving p* (measured, not proved).
+    r"""Lag and noise of the sign rule with a constant step that follows a moving p* (measured, not proved).
 
-    With :math:`\sigma^2 = o (K/E)(1-K/E)/T` (o the overdispersion), speed v, diffusion q and the E - 1 modes h of the
-    Hessian, all modes moving alike (:math:`v_m^2 = v^2 E/(E-1)`, :math:`q_m = q E/(E-1)`), and the step as gradient
-    descent on load fractions, :math:`\eta = u E/K` for the proportional rule:
-
-    .. math::
-       \mathrm{lag}_m = \frac{v_m}{\eta h},\qquad
-       \mathrm{Var}_m = \frac{q_m + \eta^2 \sigma^2 E/(E-1)}{\eta h (2 - \eta h)},\qquad
-       \mathrm{regret} = \tfrac12 \sum_m h (\mathrm{Var}_m + \mathrm{lag}_m^2).
-
-    For the sign rule, with c and s as in `sign_rule_law`,
+    With :math:`\sigma^2 = o (K/E)(1-K/E)/T` (o the overdispersion), speed v, diffusion q, the E - 1 modes h of the
+    Hessian, all modes moving alike (:math:`v_m^2 = v^2 E/(E-1)`, :math:`q_m = q E/(E-1)`), and c as in
+    `sign_rule_law`,
 
     .. math::
-       h\,\mathrm{lag} = s\sqrt2\,\mathrm{erf}^{-1}(v/u),\qquad
+       h\,\mathrm{lag} = s\sqrt2\,\mathrm{erf}^{-1}(r),\qquad
        \mathrm{Var}_m = \frac{(c u^2 (1 - r^2) + q_m)\, s \sqrt{\pi/8}\; e^{\,\mathrm{erf}^{-1}(r)^2}}{u h},\qquad
        s^2 = \sigma^2 + \tfrac1E \sum_m h^2 \mathrm{Var}_m,\qquad r = v/u,
 
-    so it follows at most at u per step. A lagging rule has the mean sign r: its signs vary by 1 - r^2 only, and pull
-    back more weakly, as the density of the surplus at zero is lower by the exponential.
-    The derivation is in docs/experiments/tracking.md.
+    and regret is :math:`\tfrac12 \sum_m h (\mathrm{Var}_m + \mathrm{lag}_m^2)`. The rule follows at most at u per
+    step. A lagging rule has the mean sign r: its signs vary by 1 - r^2 only, and pull back more weakly, as the density
+    of the surplus at zero is lower by the exponential. The derivation is in docs/experiments/tracking.md.
 
     Parameters
     ----------
-    rule : {"sign", "proportional"}
     step_size : float
         u >= 0, score units per step.
     motion : TargetMotion
+        How p* moves, and how noisy batches are.
     num_tokens, top_k : int
         T and K.
     eigenvalues : array_like, shape (E - 1,)
@@ -500,62 +698,132 @@ def tracking_cost(
     Returns
     -------
     TrackingCost
-        All infinite where the rule cannot follow: sign with u <= v, proportional with eta h >= 2, or u = 0 and a
-        p* that moves.
+        All infinite where the rule cannot follow: u <= v, or u = 0 and a p* that moves.
 
     Raises
     ------
     ValueError
-        For an unknown rule, eigenvalues that are not positive, K >= E, or negative numbers.
+        For eigenvalues that are not positive, K >= E, or negative numbers.
 
     Examples
     --------
-    >>> cost = tracking_cost("sign", 1e-3, TargetMotion(speed=1e-4), 1024, 2, [0.06] * 7)
+    >>> cost = sign_tracking_cost(1e-3, TargetMotion(speed=1e-4), 1024, 2, [0.06] * 7)
     >>> round(cost.load_sd, 4), round(cost.max_vio, 3)
     (0.0137, 0.083)
-    >>> tracking_cost("sign", 1e-4, TargetMotion(speed=1e-3), 1024, 2, [0.06] * 7).regret
+    >>> sign_tracking_cost(1e-4, TargetMotion(speed=1e-3), 1024, 2, [0.06] * 7).regret
     inf
     """
-    mode = np.asarray(eigenvalues, dtype=np.float64)
-    if mode.ndim != 1 or len(mode) == 0 or not mode.min() > 0:
+    facts = _tracked(step_size, motion, num_tokens, top_k, eigenvalues)
+    if step_size == 0 and motion.stands_still:
+        return _steady_cost(facts, np.zeros_like(facts.mode_M), facts.noise_sd, 0.0)
+    if step_size <= motion.speed:
+        return _LOST
+    moving = _signs_that_move(facts.noise_sd, num_tokens, facts.num_experts, top_k)
+    variance_M, load_sd = _sign_noise(step_size, motion, facts.noise_sd, moving, facts.mode_M)
+    lag = load_sd * math.sqrt(2) * float(scipy.special.erfinv(motion.speed / step_size))
+    return _steady_cost(facts, variance_M, load_sd, lag)
+
+
+def proportional_tracking_cost(
+    step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike
+) -> TrackingCost:
+    r"""Lag and noise of the proportional rule with a constant step that follows a moving p* (claim C18 for one mode).
+
+    With :math:`\sigma^2 = o (K/E)(1-K/E)/T` (o the overdispersion), speed v, diffusion q, the E - 1 modes h of the
+    Hessian, all modes moving alike (:math:`v_m^2 = v^2 E/(E-1)`, :math:`q_m = q E/(E-1)`), and the step as gradient
+    descent on load fractions, :math:`\eta = u E/K`:
+
+    .. math::
+       \mathrm{lag}_m = \frac{v_m}{\eta h},\qquad
+       \mathrm{Var}_m = \frac{q_m + \eta^2 \sigma^2 E/(E-1)}{\eta h (2 - \eta h)},\qquad
+       \mathrm{regret} = \tfrac12 \sum_m h (\mathrm{Var}_m + \mathrm{lag}_m^2).
+
+    The derivation is in docs/experiments/tracking.md, the proof for one mode in docs/theory/regret.md.
+
+    Parameters
+    ----------
+    step_size : float
+        u >= 0, score units per step.
+    motion : TargetMotion
+        How p* moves, and how noisy batches are.
+    num_tokens, top_k : int
+        T and K.
+    eigenvalues : array_like, shape (E - 1,)
+        Positive eigenvalues h of the Hessian of f at p*, the gauge's zero left out.
+
+    Returns
+    -------
+    TrackingCost
+        All infinite where the rule cannot follow: eta h >= 2, or u = 0 and a p* that moves.
+
+    Raises
+    ------
+    ValueError
+        For eigenvalues that are not positive, K >= E, or negative numbers.
+
+    Examples
+    --------
+    >>> cost = proportional_tracking_cost(1e-2, TargetMotion(speed=1e-4), 1024, 2, [0.06] * 7)
+    >>> round(cost.load_sd, 4), round(cost.max_vio, 3)
+    (0.0138, 0.084)
+    >>> proportional_tracking_cost(10.0, TargetMotion(), 1024, 2, [0.06] * 7).regret
+    inf
+    """
+    facts = _tracked(step_size, motion, num_tokens, top_k, eigenvalues)
+    if step_size == 0 and motion.stands_still:
+        return _steady_cost(facts, np.zeros_like(facts.mode_M), facts.noise_sd, 0.0)
+    gain = step_size / facts.share
+    if gain == 0 or gain * float(facts.mode_M.max()) >= 2:
+        return _LOST
+    variance_M, load_sd = _proportional_noise(gain, motion, facts.noise_sd, facts.mode_M)
+    return _steady_cost(facts, variance_M, load_sd, motion.speed / gain)
+
+
+class _Tracked(NamedTuple):
+    """What is tracked: the modes, the share K / E, and the standard deviation of a load fraction by sampling alone."""
+
+    mode_M: NDArray[np.float64]
+    num_experts: int
+    share: float
+    noise_sd: float
+
+
+def _tracked(step_size: float, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike) -> _Tracked:
+    """The checked arguments of a tracking cost."""
+    mode_M = np.asarray(eigenvalues, dtype=np.float64)
+    if mode_M.ndim != 1 or len(mode_M) == 0 or not mode_M.min() > 0:
         raise ValueError("eigenvalues must be E - 1 positive numbers: leave out the zero of the gauge")
-    num_experts = len(mode) + 1
+    num_experts = len(mode_M) + 1
     if check_count(top_k, "top_k") >= num_experts:
         raise ValueError(f"top_k is {top_k} and there are {num_experts} experts; with K = E nothing is random")
     check_count(num_tokens, "num_tokens")
     check_number(step_size, "step_size")
     for name, value in motion._asdict().items():
         check_number(value, name, positive=name == "overdispersion")
-    if rule not in TRACKING_RULES:
-        raise unknown_name("rule", rule, TRACKING_RULES)
     share = top_k / num_experts
-    noise_sd = math.sqrt(motion.overdispersion * share * (1 - share) / num_tokens)
-    if step_size == 0 and motion.speed == motion.diffusion == 0:
-        variance_M, load_sd, lag = np.zeros_like(mode), noise_sd, 0.0
-    elif step_size == 0 or (rule == "sign" and step_size <= motion.speed):
-        return TrackingCost(math.inf, math.inf, math.inf, math.inf)
-    elif rule == "sign":
-        moving = _signs_that_move(noise_sd, num_tokens, num_experts, top_k)
-        variance_M, load_sd = _sign_noise(step_size, motion, noise_sd, moving, mode)
-        lag = load_sd * math.sqrt(2) * float(scipy.special.erfinv(motion.speed / step_size))
-    else:
-        gain = step_size / share
-        if gain * float(mode.max()) >= 2:
-            return TrackingCost(math.inf, math.inf, math.inf, math.inf)
-        variance_M, load_sd = _proportional_noise(gain, motion, noise_sd, mode)
-        lag = motion.speed / gain
-    # Every mode lags alike in load, so in bias by 1/h of that.
-    square_M = variance_M + lag**2 * num_experts / (num_experts - 1) / mode**2
+    return _Tracked(mode_M, num_experts, share, math.sqrt(motion.overdispersion * share * (1 - share) / num_tokens))
+
+
+def _steady_cost(facts: _Tracked, variance_M: NDArray[np.float64], load_sd: float, lag: float) -> TrackingCost:
+    """The cost of noise and lag; every mode lags alike in load, so in bias by 1/h of that."""
+    ratio = facts.num_experts / (facts.num_experts - 1)
+    square_M = variance_M + lag**2 * ratio / facts.mode_M**2
     total_sd = math.hypot(load_sd, lag)
-    excess = total_sd * math.sqrt(num_experts / (num_experts - 1)) * mean_normal_maximum(num_experts)
-    bias_sd = math.sqrt(float(square_M.sum()) / num_experts)
-    return TrackingCost(0.5 * float(mode @ square_M), bias_sd, total_sd, excess / share)
+    excess = total_sd * math.sqrt(ratio) * mean_normal_maximum(facts.num_experts)
+    bias_sd = math.sqrt(float(square_M.sum()) / facts.num_experts)
+    return TrackingCost(0.5 * float(facts.mode_M @ square_M), bias_sd, total_sd, excess / facts.share)
 
 
 def best_tracking_step(
-    rule: str, motion: TargetMotion, num_tokens: int, top_k: int, eigenvalues: ArrayLike, *, measure: str = "regret"
+    cost_of: TrackingCostOf,
+    motion: TargetMotion,
+    num_tokens: int,
+    top_k: int,
+    eigenvalues: ArrayLike,
+    *,
+    measure: str = "regret",
 ) -> float:
-    r"""The step size that costs least while p* moves: the bottom of the U of `tracking_cost`.
+    r"""The step size that costs least while p* moves: the bottom of the U of a rule's tracking cost.
 
     While the noise of the bias adds little to that of the loads (s near sigma) and :math:`\eta h \ll 1`, a steadily
     moving p* asks for
@@ -569,8 +837,14 @@ def best_tracking_step(
 
     Parameters
     ----------
-    rule, motion, num_tokens, top_k, eigenvalues
-        As `tracking_cost` takes them; p* must move.
+    cost_of : callable
+        `sign_tracking_cost` or `proportional_tracking_cost`: the rule's cost at a step size.
+    motion : TargetMotion
+        How p* moves; it must move.
+    num_tokens, top_k : int
+        T and K.
+    eigenvalues : array_like, shape (E - 1,)
+        Positive eigenvalues h of the Hessian of f at p*, the gauge's zero left out.
     measure : {"regret", "bias_sd", "load_sd", "max_vio"}
         What to make least.
 
@@ -579,20 +853,25 @@ def best_tracking_step(
     float
         u, score units per step.
 
+    Raises
+    ------
+    ValueError
+        For an unknown measure or a p* that stands still.
+
     Examples
     --------
-    >>> u = best_tracking_step("proportional", TargetMotion(speed=1e-3), 1000, 1, [0.1] * 9)
+    >>> u = best_tracking_step(proportional_tracking_cost, TargetMotion(speed=1e-3), 1000, 1, [0.1] * 9)
     >>> eta = u * 10
     >>> round(eta, 2), round((4 * 1e-3**2 / (0.09 / 1000 * 0.1)) ** (1 / 3), 2)
     (0.74, 0.76)
     """
     if measure not in TrackingCost._fields:
         raise unknown_name("measure", measure, TrackingCost._fields)
-    if motion.speed == motion.diffusion == 0:
+    if motion.stands_still:
         raise ValueError("motion has speed 0 and diffusion 0; where p* stands still the best constant step is 0")
 
     def logarithm(log_step: float) -> float:
-        cost = tracking_cost(rule, math.exp(log_step), motion, num_tokens, top_k, eigenvalues)
+        cost = cost_of(math.exp(log_step), motion, num_tokens, top_k, eigenvalues)
         return min(math.log(getattr(cost, measure)), 1e3)
 
     # A coarse scan first: where the cost is infinite a minimizer has nothing to go by.

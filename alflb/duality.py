@@ -238,9 +238,8 @@ class GapCertificate:
 def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertificate:
     r"""Bound LP* from one bias by claim C6: near balance implies near-optimality, exact balance is optimal.
 
-    Both bounds of C6 hold with rho replaced by the spread of some optimal bias. With equal targets one has spread at
-    most rho; with unequal ones at most (E - 1) rho: where two neighbors of a sorted optimal bias are more than rho
-    apart, every token prefers the upper experts whatever it scores, and the gap can shrink to rho at no cost.
+    Both bounds of C6 hold with rho replaced by the spread of some optimal bias: rho for equal targets, up to 2 rho for
+    unequal ones (claim C16, `alflb.bounds.optimal_spread`).
 
     Examples
     --------
@@ -250,7 +249,10 @@ def gap_certificate(problem: AssignmentProblem, bias: ArrayLike) -> GapCertifica
     (1.25, 1.25, 0.0)
     """
     check_problem(problem)
-    optimal_spread = problem.score_range * (problem.num_experts - 1 if np.ptp(problem.target_E) > 0 else 1)
+    equal_targets = bool(np.ptp(problem.target_E) == 0)
+    optimal_spread = bounds.optimal_spread(
+        problem.score_range, problem.num_experts, problem.top_k, equal_targets=equal_targets
+    )
     experts_TK, load_E, _ = allocate(problem, bias)
     violation_l1 = violation(load_E, problem.target_E).l1
     return GapCertificate(

@@ -5,7 +5,7 @@ Loads are arrays of shape (..., E), or a `Trajectory`, which brings its own targ
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,6 +52,54 @@ def max_vio(loads: ArrayLike | Trajectory, targets: ArrayLike | None = None) -> 
     """
     load_NE, target_NE = _loads_and_targets(loads, targets)
     return np.asarray(np.max(load_NE / target_NE, axis=-1) - 1.0)
+
+
+def min_vio(loads: ArrayLike | Trajectory, targets: ArrayLike | None = None) -> FloatVector:
+    """MinVio: min_k load_k / target_k - 1 of every load vector; 0 at exact balance, -1 if an expert gets no token.
+
+    Parameters and errors are those of `max_vio`.
+
+    Examples
+    --------
+    >>> float(min_vio([3, 1, 2]))
+    -0.5
+    """
+    load_NE, target_NE = _loads_and_targets(loads, targets)
+    return np.asarray(np.min(load_NE / target_NE, axis=-1) - 1.0)
+
+
+def avg_vio(loads: ArrayLike | Trajectory, targets: ArrayLike | None = None) -> FloatVector:
+    """AvgVio: the mean over k of abs(load_k / target_k - 1), for every load vector; 0 at exact balance.
+
+    Parameters and errors are those of `max_vio`.
+
+    Examples
+    --------
+    >>> float(avg_vio([4, 1, 1]))
+    0.6666666666666666
+    """
+    load_NE, target_NE = _loads_and_targets(loads, targets)
+    return np.asarray(np.mean(np.abs(load_NE / target_NE - 1.0), axis=-1))
+
+
+def rank_loads(loads: ArrayLike | Trajectory, num_ranks: int) -> NDArray[Any]:
+    """Loads of the ranks of expert parallelism, shape (..., R): each of R ranks holds E / R consecutive experts.
+
+    Raises
+    ------
+    ValueError
+        If R does not divide E.
+
+    Examples
+    --------
+    >>> rank_loads([4, 2, 1, 1], num_ranks=2).tolist()
+    [6, 2]
+    """
+    load_NE, _ = _loads_and_targets(loads, None)
+    num_experts = load_NE.shape[-1]
+    if num_experts % check_count(num_ranks, "num_ranks"):
+        raise ValueError(f"num_ranks is {num_ranks}, which does not divide {num_experts} experts")
+    return np.asarray(load_NE.reshape(*load_NE.shape[:-1], num_ranks, -1).sum(axis=-1))
 
 
 def max_vio_global(loads: ArrayLike | Trajectory, targets: ArrayLike | None = None, *, first_step: int = 1) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,10 @@ from alflb.schedules import make_schedule, schedule_names
 
 PRECISIONS = ("float32", "bfloat16")
 """Dtype of the weights in use."""
+OPTIMIZERS = ("adamw", "sgd")
+"""AdamW keeps two numbers per weight; SGD without momentum none, and a model of 1.15B fits 10 GiB."""
+GATES = ("sigmoid", "softmax")
+"""What makes scores of a router's logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +51,22 @@ class Size:
     learning_rate: float
     precision: str = "float32"
     """Dtype of the weights in use; the optimizer moves float32 ones in any case."""
+    optimizer: str = "adamw"
+    gate: str = "sigmoid"
     evaluation_tokens: int
     trace_tokens: int
 
     def changed(self, **changes: Any) -> Size:
         """The same size with some fields replaced; ValueError for values that cannot be trained with."""
         size = replace(self, **changes)
-        if size.precision not in PRECISIONS:
-            raise ValueError(f"precision is {size.precision!r}; choose one of {', '.join(PRECISIONS)}")
-        return replace(size, sequences_per_forward=math.gcd(size.sequences_per_step, size.sequences_per_forward))
+        _check_choice("precision", size.precision, PRECISIONS)
+        _check_choice("optimizer", size.optimizer, OPTIMIZERS)
+        _check_choice("gate", size.gate, GATES)
+        return replace(
+            size,
+            sequences_per_forward=_largest_divisor(size.sequences_per_step, size.sequences_per_forward),
+            trace_tokens=min(size.trace_tokens, size.evaluation_tokens),
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -75,6 +87,16 @@ class Size:
         return self.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * progress)))
 
 
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    """Of the divisors of a number the largest that is at most so large."""
+    return max(divisor for divisor in range(1, min(number, most) + 1) if number % divisor == 0)
+
+
 SIZES = {
     size.name: size
     for size in (
@@ -83,13 +105,23 @@ SIZES = {
             num_experts=16, shared_experts=1, top_k=2, vocab_size=512, sequence=64, sequences_per_step=8,
             sequences_per_forward=8, num_steps=20, learning_rate=3e-3, evaluation_tokens=4096, trace_tokens=1024,
         ),
+        Size(  # about 1M parameters
+            name="1m", hidden=64, layers=4, heads=2, head_width=32, latent_rank=32, dense_width=256, expert_width=20,
+            vocab_size=2048, sequence=128, sequences_per_step=3, sequences_per_forward=3, num_steps=600,
+            learning_rate=3e-3, evaluation_tokens=16384, trace_tokens=8192,
+        ),
         Size(  # about 5M parameters, about a minute on one core
-            name="tiny", hidden=128, layers=4, heads=4, head_width=32, latent_rank=64, dense_width=512, expert_width=56,
+            name="5m", hidden=128, layers=4, heads=4, head_width=32, latent_rank=64, dense_width=512, expert_width=56,
             vocab_size=2048, sequence=128, sequences_per_step=3, sequences_per_forward=3, num_steps=180,
             learning_rate=2e-3, evaluation_tokens=16384, trace_tokens=8192,
         ),
-        Size(  # about 100M parameters, one GPU
-            name="small", hidden=512, layers=8, heads=8, head_width=64, latent_rank=128, dense_width=2048,
+        Size(  # about 20M parameters
+            name="20m", hidden=256, layers=5, heads=4, head_width=64, latent_rank=96, dense_width=1024, expert_width=88,
+            vocab_size=2048, sequence=128, sequences_per_step=3, sequences_per_forward=3, num_steps=600,
+            learning_rate=1.5e-3, evaluation_tokens=16384, trace_tokens=8192,
+        ),
+        Size(  # about 104M parameters, one GPU
+            name="104m", hidden=512, layers=8, heads=8, head_width=64, latent_rank=128, dense_width=2048,
             expert_width=128, vocab_size=8192, sequence=512, sequences_per_step=64, sequences_per_forward=32,
             num_steps=2000, learning_rate=1e-3, precision="bfloat16", evaluation_tokens=131072, trace_tokens=32768,
         ),

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 from alflb import duality, metrics
 from alflb.exact import recertify, solve_exact
@@ -34,8 +35,21 @@ from experiments._moe_settings import Arm, Size
 from experiments._text import Corpus
 
 
+class SoftmaxRouter(DeepseekV3TopkRouter):  # type: ignore[misc]  # transformers is not typed for mypy here
+    """The router of DeepSeek-V3 with softmax scores: a token's scores sum to one."""
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits, weights of the chosen experts, and which they are."""
+        logits_TE = linear(hidden_states.view(-1, self.hidden_dim).float(), self.weight.float())
+        scores_TE = logits_TE.softmax(dim=-1)
+        experts_TK = torch.topk(scores_TE + self.e_score_correction_bias, self.top_k, dim=-1, sorted=False)[1]
+        weights_TK = scores_TE.gather(1, experts_TK)
+        weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True) * self.routed_scaling_factor
+        return logits_TE, weights_TK, experts_TK
+
+
 def build_model(size: Size, vocab_size: int, seed: int) -> Any:
-    """A DeepSeek-V3 model of random weights: sigmoid gate, routed and shared experts, the first layer dense.
+    """A DeepSeek-V3 model of random weights: routed and shared experts, the first layer dense, the gate of the size.
 
     Expert matrices are multiplied by the implementation ``grouped_mm`` of transformers, which takes its own slow path
     where torch or the hardware has none.
@@ -68,7 +82,18 @@ def build_model(size: Size, vocab_size: int, seed: int) -> Any:
         use_cache=False,
     )
     torch.manual_seed(seed)
-    return DeepseekV3ForCausalLM._from_config(config, experts_implementation="grouped_mm")
+    model = DeepseekV3ForCausalLM._from_config(config, experts_implementation="grouped_mm")
+    if size.gate == "softmax":
+        for layer in model.model.layers[config.first_k_dense_replace :]:
+            layer.mlp.gate = _with_softmax(layer.mlp.gate, config)
+    return model
+
+
+def _with_softmax(gate: DeepseekV3TopkRouter, config: DeepseekV3Config) -> SoftmaxRouter:
+    """A softmax router of the same weights."""
+    other = SoftmaxRouter(config)
+    other.load_state_dict(gate.state_dict())
+    return other
 
 
 def count_parameters(size: Size, vocab_size: int) -> int:
@@ -81,12 +106,13 @@ def count_parameters(size: Size, vocab_size: int) -> int:
 class Routing:
     """What one router said in the forwards of one step, in the order of the tokens."""
 
+    gate: str
     logits_TE: list[torch.Tensor] = field(default_factory=list)
     experts_TK: list[torch.Tensor] = field(default_factory=list)
 
     def scores_TE(self) -> NDArray[np.float32]:
-        """Sigmoid scores before the bias."""
-        return torch.cat([logits.detach().sigmoid() for logits in self.logits_TE]).cpu().numpy()
+        """Scores before the bias."""
+        return torch.cat([_scores(logits.detach(), self.gate) for logits in self.logits_TE]).cpu().numpy()
 
     def load_E(self) -> NDArray[np.int64]:
         """Tokens per expert."""
@@ -98,18 +124,19 @@ class Routing:
 class Routers:
     """The routers of a model and their biases, by layer; what they choose is kept only inside `recording`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, gate: str) -> None:
+        self.gate = gate
         self.gates = {
             index: layer.mlp.gate for index, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")
         }
         self._recorded: dict[int, Routing] | None = None
-        for layer, gate in self.gates.items():
-            gate.register_forward_hook(self._hook(layer))
+        for layer, router in self.gates.items():
+            router.register_forward_hook(self._hook(layer))
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[dict[int, Routing]]:
         """Collect what routers choose in forward passes inside the context."""
-        self._recorded = {layer: Routing() for layer in self.gates}
+        self._recorded = {layer: Routing(self.gate) for layer in self.gates}
         try:
             yield self._recorded
         finally:
@@ -133,19 +160,25 @@ class Routers:
         return record
 
 
-def auxiliary_loss(logits_TE: torch.Tensor, experts_TK: torch.Tensor) -> torch.Tensor:
+def _scores(logits_TE: torch.Tensor, gate: str) -> torch.Tensor:
+    """Scores of one of `experiments._moe_settings.GATES`."""
+    return logits_TE.softmax(dim=1) if gate == "softmax" else logits_TE.sigmoid()
+
+
+def auxiliary_loss(logits_TE: torch.Tensor, experts_TK: torch.Tensor, gate: str) -> torch.Tensor:
     r"""Load-balancing loss of one layer and batch, 1 at exact balance.
 
     .. math:: \sum_k f_k P_k,\quad f_k = \frac{E}{K T} A_k,\quad
               P_k = \frac1T \sum_i \frac{\sigma(z_{ik})}{\sum_j \sigma(z_{ij})}
 
-    Only P has a gradient. Source: Switch Transformer (arXiv 2101.03961) and GShard, with the normalized sigmoid scores
-    of DeepSeek-V3 (arXiv 2412.19437) in place of softmax probabilities.
+    With a softmax gate P_k is the mean of softmax scores. Only P has a gradient. Source: Switch Transformer (arXiv
+    2101.03961) and GShard, with the normalized sigmoid scores of DeepSeek-V3 (arXiv 2412.19437) in place of softmax
+    probabilities.
     """
     num_tokens, num_experts = logits_TE.shape
     load_E = torch.bincount(experts_TK.reshape(-1), minlength=num_experts)
     fraction_E = load_E.to(logits_TE.dtype) * (num_experts / (experts_TK.shape[1] * num_tokens))
-    scores_TE = logits_TE.sigmoid()
+    scores_TE = _scores(logits_TE, gate)
     share_E = (scores_TE / scores_TE.sum(dim=1, keepdim=True)).mean(dim=0)
     return fraction_E @ share_E
 
@@ -160,6 +193,9 @@ class Files:
     resume: bool = False
     """Whether to take up the checkpoint if there is one."""
     traces: Path | None = None
+    """Folder for router traces of held-out text at evaluations."""
+    trace_every: int = 0
+    """Steps between traces of training batches, in a folder of their own for each run; 0 for none."""
     model: Path | None = None
     """Where the trained model is saved as transformers saves one."""
 
@@ -176,6 +212,8 @@ def measure(
     trainer = Trainer(size, arm, corpus, seed, device)
     if files.checkpoint is not None and files.resume and files.checkpoint.exists():
         trainer.load(files.checkpoint)
+    if files.traces is not None and files.trace_every:
+        trainer.watch = _BatchTraces(trainer, files.traces, files.trace_every)
     every = files.checkpoint_every or size.num_steps
     for step in sorted({*size.look_at, *range(every, size.num_steps, every)}):
         if step <= trainer.step:
@@ -360,21 +398,20 @@ class Trainer:
     def __init__(self, size: Size, arm: Arm, corpus: Corpus, seed: int, device: str = "cpu") -> None:
         self.size, self.arm, self.corpus, self.device = size, arm, corpus, torch.device(device)
         self.identity = {
-            "size": size.name,
-            "num_steps": size.num_steps,
+            "size": asdict(size),
             "arm": arm.name,
             "seed": seed,
             "corpus": corpus.digest,
         }
         self.model = build_model(size, corpus.vocab_size, seed).to(self.device)
         self.masters = _masters(self.model, size.precision)
-        self.optimizer = torch.optim.AdamW(
-            [master for _, master in self.masters], size.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
-        self.routers = Routers(self.model)
+        self.optimizer = _optimizer([master for _, master in self.masters], size)
+        self.routers = Routers(self.model, size.gate)
         self.batches = Batches(corpus.training_ids, size, seed)
         self.balance = _balancing(self.model, self.routers, arm, size)
         self.history = History(max_vio={layer: [] for layer in self.routers.gates})
+        self.watch: Callable[[int, dict[int, Routing]], None] = lambda step, routed: None
+        """Shown what the routers chose at every step, before the biases move."""
 
     @property
     def step(self) -> int:
@@ -414,7 +451,10 @@ class Trainer:
                     load_LE[layer] = load_LE.get(layer, 0) + routing.load_E()
                     if sum(map(len, scores[layer])) < size.trace_tokens:
                         scores[layer].append(routing.scores_TE())
-        traces = {layer: self._trace(layer, np.concatenate(parts)) for layer, parts in scores.items()}
+        traces = {
+            layer: self.trace(layer, np.concatenate(parts)[: size.trace_tokens], self.step, "held-out text")
+            for layer, parts in scores.items()
+        }
         return Evaluation(self.step, math.fsum(losses) / blocks, load_LE, traces)
 
     def save(self, path: Path) -> None:
@@ -461,13 +501,16 @@ class Trainer:
                 loss = self._loss(part)
                 total += float(loss.detach()) / len(parts)
                 if self.arm.auxiliary_weight:
-                    layers = [auxiliary_loss(r.logits_TE[number], r.experts_TK[number]) for r in routed.values()]
+                    layers = [
+                        auxiliary_loss(r.logits_TE[number], r.experts_TK[number], size.gate) for r in routed.values()
+                    ]
                     loss = loss + self.arm.auxiliary_weight * torch.stack(layers).sum()
                 (loss / len(parts)).backward()
         self._update_weights(size.learning_rate_at(step))
         for layer, routing in routed.items():
             load_E = routing.load_E()
             self.history.max_vio[layer].append(float(metrics.max_vio(load_E)))
+        self.watch(step, routed)
         self.balance.step(routed)
         self.history.training_loss.append(total)
 
@@ -492,17 +535,18 @@ class Trainer:
                 if weight is not master:
                     weight.copy_(master)
 
-    def _trace(self, layer: int, scores_TE: NDArray[np.float32]) -> RouterTrace:
+    def trace(self, layer: int, scores_TE: NDArray[np.float32], step: int, text: str) -> RouterTrace:
+        """Scores of one router with the bias in force."""
         metadata = {
-            "score_function": "sigmoid",
+            "score_function": self.size.gate,
             "model": f"DeepSeek-V3 classes, size {self.size.name}, trained by experiments/train_moe.py",
             "layer": layer,
-            "step": self.step,
+            "step": step,
             "batch_tokens": self.size.tokens_per_step,
-            "description": f"held-out text; {json.dumps(self.identity)}",
+            "source": ", ".join(self.corpus.sources),
+            "description": f"{text}; {json.dumps(self.identity)}",
         }
-        kept_TE = scores_TE[: self.size.trace_tokens]
-        return RouterTrace(kept_TE, self.size.top_k, self.routers.bias_E(layer), metadata)
+        return RouterTrace(scores_TE, self.size.top_k, self.routers.bias_E(layer), metadata)
 
 
 def code_digest() -> str:
@@ -511,6 +555,20 @@ def code_digest() -> str:
     for name in ("_moe_settings.py", "_moe_training.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+class _BatchTraces:
+    """Writes what the routers see of every n-th training batch: the scores, and the bias that was in force."""
+
+    def __init__(self, trainer: Trainer, folder: Path, every: int) -> None:
+        self.trainer, self.every = trainer, every
+        self.folder = folder / f"{trainer.arm.name.replace(':', '-')}_seed{trainer.identity['seed']}_batches"
+
+    def __call__(self, step: int, routed: dict[int, Routing]) -> None:
+        if step % self.every == 0:
+            for layer, routing in routed.items():
+                trace = self.trainer.trace(layer, routing.scores_TE(), step, "training batch")
+                write_trace(self.folder / f"layer{layer}_step{step}.npz", trace)
 
 
 def _look(trainer: Trainer, traces: Path | None) -> None:
@@ -566,6 +624,13 @@ def _correlation(one_E: NDArray[np.float64], other_E: NDArray[np.float64]) -> fl
     if min(duality.spread(one_E), duality.spread(other_E)) == 0.0:
         return None
     return float(np.corrcoef(one_E, other_E)[0, 1])
+
+
+def _optimizer(weights: list[torch.Tensor], size: Size) -> torch.optim.Optimizer:
+    """AdamW as language models use it, or SGD, which keeps nothing."""
+    if size.optimizer == "sgd":
+        return torch.optim.SGD(weights, size.learning_rate, fused=True)
+    return torch.optim.AdamW(weights, size.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
 def _masters(model: Any, precision: str) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:

@@ -12,7 +12,7 @@ STATIC_SOURCES = ("trace", "linear_router", "uniform", "logistic", "gumbel")
 
 
 def static_problem(source: str, num_tokens: int, num_experts: int, top_k: int, seed: int) -> AssignmentProblem:
-    """One batch: `num_tokens` random tokens of the shipped real trace (64 experts, top-6), or the first of a stream."""
+    """One batch: `num_tokens` random tokens of the shipped trace (64 experts, top-6), or the first of a stream."""
     if source == "trace":
         trace = load_router_trace()
         chosen = np.random.default_rng(seed).choice(len(trace.scores_TE), num_tokens, replace=False)

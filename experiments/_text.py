@@ -70,6 +70,8 @@ class Corpus:
     """Digest of the documents, the split and the encoding: equal digests mean equal streams."""
     tokenizer: Any
     """The ``tokenizers.Tokenizer``, to decode ids or encode other text."""
+    sources: tuple[str, ...] = ()
+    """Where the documents came from: the first parts of their names, such as ``shakespeare``."""
 
 
 def shakespeare_documents() -> list[Document]:
@@ -232,6 +234,7 @@ def build_corpus(
         vocab_size=tokenizer.get_vocab_size(),
         digest=_digest(encoding, *(part for side in split for document in side for part in ("", *document))),
         tokenizer=tokenizer,
+        sources=tuple(sorted({document.name.split("/")[0] for document in documents})),
     )
 
 

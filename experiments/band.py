@@ -151,7 +151,7 @@ def _rest_finding(rows: list[Row], step_size: float) -> Finding:
     band = mean_interval(row["band"] / row["target"] for row in chosen)
     measured = mean_interval(row["deviation_resting"] / row["target"] for row in chosen)
     return Finding(
-        f"real trace, u = {step_size:g}: deviation at rest, in units of L",
+        f"shipped trace, u = {step_size:g}: deviation at rest, in units of L",
         f"at most {band.mean:.3g}",
         str(measured),
         None,

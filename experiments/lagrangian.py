@@ -78,7 +78,7 @@ def _surely_falls(path: Trajectory) -> float:
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """How often D rises, per rule and step size on the real trace, and whether C2 knows which steps they are."""
+    """How often D rises, per rule and step size on the shipped trace, and whether C2 knows which steps they are."""
     found = [
         Finding(
             "steps on which C2's condition and the measured D disagree, all runs",
@@ -98,7 +98,7 @@ def findings(rows: list[Row]) -> list[Finding]:
         share = mean_interval(row["rise_share"] for row in chosen)
         approach = [row["rise_share_approach"] for row in chosen if row["rise_share_approach"] is not None]
         words = f"{share} of all steps, {mean_interval(approach) if approach else '-'} before D is least"
-        found.append(Finding(f"{rule}, u = {step_size:g}, real trace: D rises", "never", words, share.high <= 0))
+        found.append(Finding(f"{rule}, u = {step_size:g}, shipped trace: D rises", "never", words, share.high <= 0))
     for rule in ("sign", "proportional"):
         chosen = [row for row in rows if row["rule"] == rule]
         quiet = [row for row in chosen if row["first_rise"] is None]
@@ -122,7 +122,7 @@ def figure(rows: list[Row]) -> Figure:
 def _draw_gaps(axis: Axes, runs: list[Row], rule: str) -> None:
     for row, color in zip(runs, ramp(len(runs))):
         axis.loglog(row["shown_n"], np.maximum(row["gap_n"], 1e-9), color=color, label=f"u = {row['step_size']:g}")
-    axis.set(xlabel="step n", ylabel="D(p$_n$) / LP* − 1", title=f"{rule}, real trace")
+    axis.set(xlabel="step n", ylabel="D(p$_n$) / LP* − 1", title=f"{rule}, shipped trace")
     axis.legend(fontsize=6.5, ncols=2)
 
 

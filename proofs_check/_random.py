@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from alflb.population import IndependentScores
@@ -14,9 +15,9 @@ from proofs_check._verdict import Verdict
 FALSE_ALARM = 1e-4
 """Chance that one statistical check fails although the claim is true.
 
-C7, C8 and C9 have one each, so a quick run is red by chance at most 3 times in 10,000; a longer run repeats them on
-fresh seeds, and each round counts again. C7 and C8 use exact binomial tests, C9 a t-interval (nominal: regrets are not
-normal).
+C7, C8, C9, C13, C14, C19 and C20 have one each, so a quick run is red by chance at most 7 times in 10,000; a longer run
+repeats them on fresh seeds, and each round counts again. C7, C8 and C19 use exact binomial tests, C9, C13 and C20
+t-intervals (nominal: regrets and distances are not normal), C14 the normal law of a correlation.
 """
 
 SHAPES: dict[str, Any] = {
@@ -43,6 +44,15 @@ def populations(seed: int, count: int) -> Iterator[tuple[dict[str, Any], Indepen
         bias = np.round(0.3 * rng.standard_normal(num_experts), 3)
         words = {"distributions": kinds, "top_k": top_k, "offsets": offsets.tolist(), "bias": bias.tolist()}
         yield words, IndependentScores([SHAPES[kind] for kind in kinds], top_k, offsets=offsets), bias
+
+
+def sampled_batches(words: dict[str, Any], num_tokens: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Batches of independent tokens of a population, given by its words."""
+    rng = np.random.default_rng([seed, 13])
+    laws = [SHAPES[name] for name in words["distributions"]]
+    while True:
+        columns = [law.rvs(num_tokens, random_state=rng) for law in laws]
+        yield np.column_stack(columns) + np.array(words["offsets"])
 
 
 def first_failure_or_worst(verdicts: list[Verdict]) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -19,24 +19,43 @@ QUICK_CELLS, DEEP_CELLS = 9, 16
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table: what one part of a claim found, in numbers and in words."""
 
-    claim: str
     part: str
     """check, control, sharper, witnesses, proof, all sizes or search."""
-    kind: str
-    instances: int
-    measured: float | None
-    bound: float | None
-    passed: bool
-    verdict: str
+    found: Verdict
+    """Of proofs and witnesses it counts those that fail, against a bound of 0; without instances it was skipped."""
+    words: str
     seconds: float
-    detail: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def slack(self) -> float | None:
-        """Bound minus measured."""
-        return None if self.measured is None or self.bound is None else self.bound - self.measured
+    def passed(self) -> bool:
+        """Whether it is as it must be: a control has to fail, everything else to hold."""
+        return self.found.holds != (self.part == "control")
+
+    @property
+    def numbers(self) -> tuple[float | None, float | None, float | None]:
+        """Measured, bound and slack; None each if the part was skipped."""
+        if not self.found.instances:
+            return None, None, None
+        return float(self.found.measured), float(self.found.bound), float(self.found.slack)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row in types that JSON knows."""
+        measured, bound, slack = self.numbers
+        return {
+            "claim": self.found.claim,
+            "part": self.part,
+            "kind": self.found.statement,
+            "instances": self.found.instances,
+            "measured": measured,
+            "bound": bound,
+            "slack": slack,
+            "passed": self.passed,
+            "verdict": self.words,
+            "seconds": self.seconds,
+            "witness": dict(self.found.witness),
+        }
 
 
 @dataclass(frozen=True)
@@ -53,17 +72,17 @@ def run_claim(module: ModuleType, effort: Effort) -> Iterator[Row]:
     """All rows of one claim; with `seconds`, a third each for checks on fresh seeds, the proof and the search."""
     share = None if effort.seconds is None else effort.seconds / 3
     sizes = {"instances": effort.instances} if effort.instances else {}
-    yield _verdict_row(module.CLAIM, "check", lambda: _repeated(module.check, effort, sizes, share))
-    yield _verdict_row(module.CLAIM, "control", lambda: module.BROKEN(seed=effort.seed, **sizes), must_fail=True)
+    yield _verdict_row("check", lambda: _repeated(module.check, effort, sizes, share))
+    yield _verdict_row("control", lambda: module.BROKEN(seed=effort.seed, **sizes))
     if hasattr(module, "sharper"):
-        yield _verdict_row(module.CLAIM, "sharper", lambda: _repeated(module.sharper, effort, sizes, share))
+        yield _verdict_row("sharper", lambda: _repeated(module.sharper, effort, sizes, share))
     if any(one.claim == module.CLAIM for one in WITNESSES):
         yield _witness_row(module.CLAIM)
     if hasattr(module, "PROOF"):
         yield _proof_row(module, share)
     yield from formal_rows([module.CLAIM])
     if hasattr(module, "tightest"):
-        yield _verdict_row(module.CLAIM, "search", lambda: module.tightest(effort.seed, share or QUICK_SEARCH_SECONDS))
+        yield _verdict_row("search", lambda: module.tightest(effort.seed, share or QUICK_SEARCH_SECONDS))
 
 
 def _repeated(check: Callable[..., Verdict], effort: Effort, sizes: dict[str, int], seconds: float | None) -> Verdict:
@@ -79,60 +98,56 @@ def _repeated(check: Callable[..., Verdict], effort: Effort, sizes: dict[str, in
         total, rounds = total + latest.instances, rounds + 1
         if not latest.holds or latest.ratio > worst.ratio:
             worst = latest
-    return Verdict(worst.claim, worst.statement, total, worst.measured, worst.bound, worst.holds, worst.witness)
+    return replace(worst, instances=total)
 
 
-def _verdict_row(claim: str, part: str, run: Callable[[], Verdict], *, must_fail: bool = False) -> Row:
+def _verdict_row(part: str, run: Callable[[], Verdict]) -> Row:
     start = time.perf_counter()
     found = run()
-    if must_fail:
+    if part == "control":
         words = "NOT REFUTED" if found.holds else "refuted, as it must be"
     else:
         words = ("attained" if found.ratio == 1 else "holds") if found.holds else "REFUTED"
-    seconds = time.perf_counter() - start
-    passed = found.holds != must_fail
-    return Row(
-        claim,
-        part,
-        found.statement,
-        found.instances,
-        float(found.measured),
-        float(found.bound),
-        passed,
-        words,
-        seconds,
-        dict(found.witness),
-    )
+    return Row(part, found, words, time.perf_counter() - start)
 
 
 def _witness_row(claim: str) -> Row:
     start = time.perf_counter()
     own = [one for one in WITNESSES if one.claim == claim]
     changed = [one.name for one in own if not one.holds]
+    found = Verdict(claim, "equality", len(own), len(changed), 0, not changed, {"changed": changed})
     words = f"CHANGED: {', '.join(changed)}" if changed else "as recorded"
-    seconds = time.perf_counter() - start
-    return Row(
-        claim, "witnesses", "equality", len(own), len(changed), 0.0, not changed, words, seconds, {"changed": changed}
-    )
+    return Row("witnesses", found, words, time.perf_counter() - start)
 
 
 def _proof_row(module: ModuleType, seconds: float | None) -> Row:
     """The SMT proof; passes over it, saying so, where z3 is not installed."""
     if not _smt.available():
-        words = "skipped: pip install 'alflb[proofs]'"
-        return Row(module.CLAIM, "proof", "SMT", 0, None, None, True, words, 0.0)
+        return _skipped("proof", module.CLAIM, "SMT", "pip install 'alflb[proofs]'")
     cells = QUICK_CELLS if seconds is None else DEEP_CELLS
-    found = _smt.prove(module.CLAIM, module.PROOF, cells=cells, seconds=seconds or QUICK_PROOF_SECONDS)
-    passed = bool(found.proved) and not found.refuted and found.control_refuted
-    if found.refuted:
-        words = f"REFUTED at T, E, K = {found.refuted[0]}"
-    elif not found.control_refuted:
+    smt = _smt.prove(module.CLAIM, module.PROOF, cells=cells, seconds=seconds or QUICK_PROOF_SECONDS)
+    if smt.refuted:
+        words = f"REFUTED at T, E, K = {smt.refuted[0]}"
+    elif not smt.control_refuted:
         words = "CONTROL NOT REFUTED"
     else:
-        words = f"all reals, {len(found.proved)} shapes up to T, E, K = {found.largest}"
-        words += f"; {len(found.undecided)} left" if found.undecided else ""
-    detail = {"proved": found.proved, "undecided": found.undecided, "refuted": found.refuted}
-    return Row(module.CLAIM, "proof", "SMT", len(found.proved), None, None, passed, words, found.seconds, detail)
+        words = f"all reals, {len(smt.proved)} shapes up to T, E, K = {smt.largest}"
+        words += f"; {len(smt.undecided)} left" if smt.undecided else ""
+    found = Verdict(
+        module.CLAIM,
+        "SMT",
+        instances=len(smt.proved) + len(smt.refuted),
+        measured=len(smt.refuted),
+        bound=0,
+        holds=bool(smt.proved) and not smt.refuted and smt.control_refuted,
+        witness={"proved": smt.proved, "undecided": smt.undecided, "refuted": smt.refuted},
+    )
+    return Row("proof", found, words, smt.seconds)
+
+
+def _skipped(part: str, claim: str, kind: str, install: str) -> Row:
+    """A part whose prover is not installed."""
+    return Row(part, Verdict(claim, kind, 0, 0, 0, True), f"skipped: {install}", 0.0)
 
 
 def formal_rows(claims: Sequence[str]) -> Iterator[Row]:
@@ -142,7 +157,7 @@ def formal_rows(claims: Sequence[str]) -> Iterator[Row]:
         if theorems and formal.available():
             yield _formal_row(claim, theorems)
         elif theorems:
-            yield Row(claim, "all sizes", "Coq", 0, None, None, True, f"skipped: {formal.INSTALL}", 0.0)
+            yield _skipped("all sizes", claim, "Coq", formal.INSTALL)
 
 
 def _formal_row(claim: str, theorems: list[formal.Theorem]) -> Row:
@@ -150,15 +165,13 @@ def _formal_row(claim: str, theorems: list[formal.Theorem]) -> Row:
     try:
         proofs = formal.prove(theorems)
     except formal.CoqError as error:
-        seconds = time.perf_counter() - start
-        return Row(claim, "all sizes", "Coq", 0, None, None, False, "REFUSED", seconds, {"error": str(error)})
+        none = Verdict(claim, "Coq", len(theorems), len(theorems), 0, False, {"error": str(error)})
+        return Row("all sizes", none, "REFUSED", time.perf_counter() - start)
     open_ones = [one.theorem.name for one in proofs if not one.holds]
     words = f"RESTS ON AXIOMS: {', '.join(open_ones)}" if open_ones else f"{_theorem_words(theorems)}, no axioms"
-    detail = {
-        "theorems": [{"file": f"{one.theorem.file}.v", "name": one.theorem.name, "s": one.seconds} for one in proofs]
-    }
-    seconds = time.perf_counter() - start
-    return Row(claim, "all sizes", "Coq", len(proofs), None, None, not open_ones, words, seconds, detail)
+    files = [{"file": f"{one.theorem.file}.v", "name": one.theorem.name, "s": one.seconds} for one in proofs]
+    found = Verdict(claim, "Coq", len(proofs), len(open_ones), 0, not open_ones, {"theorems": files})
+    return Row("all sizes", found, words, time.perf_counter() - start)
 
 
 def _theorem_words(theorems: list[formal.Theorem]) -> str:

@@ -16,7 +16,7 @@ BROKEN lets all tokens of a batch share one of two kinds, with p* still the bias
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ from alflb.population import GumbelTopOne
 from alflb.rules import Projected, make_rule
 from alflb.schedules import Inverse
 from alflb.simulation import simulate
-from alflb.streams import make_stream
-from proofs_check._random import FALSE_ALARM, SHAPES, first_failure_or_worst, populations
+from alflb.streams import Stream, make_stream
+from proofs_check._random import FALSE_ALARM, first_failure_or_worst, populations, sampled_batches
 from proofs_check._verdict import Verdict
 
 CLAIM = "C13"
@@ -62,7 +62,7 @@ class DependentBatches:
 def check(seed: int = 0, instances: int = 12) -> Verdict:
     """The rest point on `instances` populations, then distances from p* on Gumbel scores."""
     rest = [
-        _rest_point(_independent(words, seed), words["top_k"], population.optimum(), words, instances)
+        _rest_point(sampled_batches(words, NUM_TOKENS, seed), words["top_k"], population.optimum(), words, instances)
         for words, population, _ in populations(seed, instances)
     ]
     return first_failure_or_worst([*rest, _distance((0.2, -0.2), seed), _distance((0.2, 0.1, -0.1, -0.2), seed)])
@@ -90,14 +90,6 @@ def mean_share(step_size: float, *, num_tokens: int = 200, num_steps: int = 2000
     return float(run.load_NE[:, 0].mean() / num_tokens)
 
 
-def _independent(words: dict[str, Any], seed: int) -> Iterator[NDArray[np.float64]]:
-    rng = np.random.default_rng([seed, 13])
-    laws = [SHAPES[name] for name in words["distributions"]]
-    while True:
-        columns = [law.rvs(NUM_TOKENS, random_state=rng) for law in laws]
-        yield np.column_stack(columns) + np.array(words["offsets"])
-
-
 def _rest_point(
     batches: Iterator[NDArray[np.float64]],
     top_k: int,
@@ -122,38 +114,45 @@ def _rest_point(
 
 
 def _distance(offsets: tuple[float, ...], seed: int, runs: int = 16) -> Verdict:
-    """The largest n E|p_n - p*|^2 of all steps n, over `runs` runs, against max(E / m^2, 8 R^2)."""
+    """Distances on Gumbel scores with these offsets."""
     num_experts = len(offsets)
-    optimum_E = GumbelTopOne(offsets).optimum()
     pull = bounds.sign_pull(NUM_TOKENS, num_experts, RADIUS)
-    rule = Projected(make_rule("sign", Inverse(1.0 / pull)), radius=RADIUS)
     stream = make_stream("gumbel", num_tokens=NUM_TOKENS, num_experts=num_experts, offsets=offsets)
-    start_E = -RADIUS * optimum_E / np.linalg.norm(optimum_E)
-    squared_RN = np.array(
-        [
-            np.sum(
-                (
-                    simulate(
-                        stream,
-                        rule,
-                        top_k=1,
-                        num_steps=NUM_STEPS,
-                        seed=1000 * seed + repetition,
-                        bias_init=start_E,
-                        backend="reference",
-                    ).bias_NE[:-1]
-                    - optimum_E
-                )
-                ** 2,
-                axis=1,
-            )
-            for repetition in range(runs)
-        ]
-    )
+    path = SignPath(stream, GumbelTopOne(offsets).optimum(), 1, RADIUS, pull)
+    return distance_from_optimum(CLAIM, path, {"offsets": list(offsets)}, seed=seed, runs=runs)
+
+
+class SignPath(NamedTuple):
+    """The projected sign rule with steps 1 / (m n) on a stream with a known optimum."""
+
+    stream: Stream
+    optimum_E: NDArray[np.float64]
+    top_k: int
+    radius: float
+    pull: float
+    """m, per score unit."""
+
+    def squared_distances(self, seed: int) -> NDArray[np.float64]:
+        """|p_n - p*|^2 at n = 1, 2, ..., from a start on the other side of the ball."""
+        run = simulate(
+            self.stream,
+            Projected(make_rule("sign", Inverse(1.0 / self.pull)), radius=self.radius),
+            top_k=self.top_k,
+            num_steps=NUM_STEPS,
+            seed=seed,
+            bias_init=-self.radius * self.optimum_E / np.linalg.norm(self.optimum_E),
+            backend="reference",
+        )
+        return np.asarray(np.sum((run.bias_NE[:-1] - self.optimum_E) ** 2, axis=1))
+
+
+def distance_from_optimum(claim: str, path: SignPath, words: dict[str, Any], *, seed: int, runs: int) -> Verdict:
+    """The largest n E|p_n - p*|^2 of all steps n, over `runs` runs, against max(E / m^2, 8 R^2)."""
+    squared_RN = np.array([path.squared_distances(1000 * seed + repetition) for repetition in range(runs)])
     scaled_RN = squared_RN * np.arange(1, NUM_STEPS + 1)
     worst = int(np.argmax(scaled_RN.mean(axis=0)))
     mean, error = float(scaled_RN[:, worst].mean()), float(stats.sem(scaled_RN[:, worst]))
-    bound = max(num_experts / pull**2, 8 * RADIUS**2)
+    bound = max(len(path.optimum_E) / path.pull**2, 8 * path.radius**2)
     low = mean - stats.t.isf(FALSE_ALARM / 2, runs - 1) * error
-    words = {"offsets": list(offsets), "seed": seed, "runs": runs, "m": pull}
-    return Verdict(CLAIM, "statistical", runs, mean, bound, bool(low <= bound), words)
+    found = {**words, "seed": seed, "runs": runs, "m": path.pull}
+    return Verdict(claim, "statistical", runs, mean, bound, bool(low <= bound), found)

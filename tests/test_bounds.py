@@ -89,7 +89,7 @@ def test_odd_entry_times_are_rounded_down():
 
 def test_overdispersion_multiplies_the_variance_of_loads():
     plain, texts = (
-        bounds.tracking_cost("sign", 0.0, bounds.TargetMotion(overdispersion=o), 101, 1, [0.5]) for o in (1.0, 9.0)
+        bounds.sign_tracking_cost(0.0, bounds.TargetMotion(overdispersion=o), 101, 1, [0.5]) for o in (1.0, 9.0)
     )
     assert plain.load_sd == pytest.approx(np.sqrt(0.25 / 101))
     assert texts.load_sd == pytest.approx(3 * plain.load_sd)
@@ -106,7 +106,7 @@ def test_the_noise_of_a_sign_rule_that_lags_is_that_of_the_recursion(share):
         bias_R = bias_R - step_size * np.sign(surplus_R) + speed
         if t >= 1000:
             square.append(np.mean(bias_R**2))
-    cost = bounds.tracking_cost("sign", step_size, bounds.TargetMotion(speed=speed), num_tokens, 1, [curvature])
+    cost = bounds.sign_tracking_cost(step_size, bounds.TargetMotion(speed=speed), num_tokens, 1, [curvature])
     assert cost.bias_sd == pytest.approx(np.sqrt(np.mean(square)), rel=0.01)
 
 

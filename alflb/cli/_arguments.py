@@ -79,6 +79,15 @@ BatchTokensOption = Annotated[int, typer.Option("--batch-tokens", "--tokens", he
 ExpertsOption = Annotated[
     int | None, typer.Option("--num-experts", "--experts", help="Experts of a synthetic stream. Default: 64.")
 ]
+LogArgument = Annotated[
+    Path, typer.Argument(help="A log: a folder of alflb's TrainingLog, or a file or folder of another tool.")
+]
+LogTopKOption = Annotated[int | None, typer.Option(min=1, help="Experts per token, where the log does not say.")]
+LogExpertsOption = Annotated[int | None, typer.Option(min=1, help="Number of experts, where the log does not say.")]
+LogLoadsOption = Annotated[
+    str | None, typer.Option(help="Tables: which series hold loads, as '*tokens*', where several could.")
+]
+LogBiasOption = Annotated[str | None, typer.Option(help="Tables: which series hold biases, as '*bias*', likewise.")]
 RuleOption = Annotated[str, typer.Option(help="Balancing rule: {rules}.", autocompletion=_completer("rules"))]
 StepSizeOption = Annotated[
     float | None, typer.Option(help="Step size u, score units per step. Default: 0.001, for rules that have one.")
@@ -87,7 +96,7 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(help="Step-size schedule: {schedules}. Default: constant.", autocompletion=_completer("schedules")),
 ]
-WarmUpOption = Annotated[int | None, typer.Option(help="Steps of linear warm-up. Default: none.")]
+WarmUpOption = Annotated[int | None, typer.Option(min=1, help="Steps of linear warm-up. Default: none.")]
 StepsOption = Annotated[int, typer.Option("--num-steps", "--steps", help="Number of steps N.")]
 MethodOption = Annotated[
     str, typer.Option(help="Solver: auto, which is screen, or {methods}.", autocompletion=_completer("methods"))

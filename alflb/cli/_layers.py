@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -45,13 +46,18 @@ def describe_layers(
     if as_json:
         print_json({"layers": layers, "worst": worst})
         return
-    table = Table(title=plain(str(folder)), title_justify="left", box=None, pad_edge=False)
-    for name in ("file", *columns):
-        table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
+    print_layers(str(folder), layers, columns)
+    out.print(f"worst layer: {plain(worst)}", soft_wrap=True, highlight=False)
+
+
+def print_layers(title: str, layers: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A table with one row per layer; a fact that a layer lacks is left empty."""
+    table = Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
+    for name in ("layer", *columns):
+        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
     for name, facts in layers.items():
         table.add_row(plain(name), *(plain(in_words(facts.get(column))) for column in columns))
     out.print(table)
-    out.print(f"worst layer: {plain(worst)}", soft_wrap=True, highlight=False)
 
 
 def _trace_files(folder: Path) -> list[Path]:

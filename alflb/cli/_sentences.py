@@ -57,6 +57,11 @@ def of_run(facts: Row) -> str:
         )
         return f"{when}: MaxVio {tail:.3g} {where}. The batch is the same at every step, so none of it is sampling."
     split = f"MaxVio {tail:.3g}, of which {floor:.3g} is sampling"
+    if tail > 1.5 * floor and facts["steady_from"] == 1:
+        return (
+            f"MaxVio has not fallen in {facts['num_steps']:,} steps: {split}. Take more steps or larger ones: "
+            "`alflb advise` finds a step size, and `--rule self_tuning` needs none."
+        )
     if tail <= 1.1 * floor:
         return f"{when}: {split}. No rule that sees loads only does better on such batches."
     if tail <= 1.5 * floor:
@@ -76,15 +81,16 @@ def of_solution(solution: AssignmentSolution, max_vio_unbiased: float) -> str:
     )
 
 
-def of_advice(advice: Advice) -> str:
+def of_advice(advice: Advice, num_steps: int | None) -> str:
     """Which step size, and what to expect of it."""
-    start = (
-        f"Begin with u = {advice.first_step_size:.2g} for {advice.first_steps:,} steps, then use"
-        if advice.first_step_size is not None
-        else "Use"
-    )
+    arrival = f"balanced after about {advice.arrival_steps:,} steps"
+    if advice.first_step_size is not None:
+        start = f"Begin with u = {advice.first_step_size:.2g} for {advice.first_steps:,} steps, then use"
+    else:
+        start = "Use"
+        arrival += "" if num_steps is None else f", early enough in a run of {num_steps:,}"
     return (
-        f"{start} the sign rule with u = {advice.step_size:.2g}: balanced after about {advice.arrival_steps:,} steps; "
+        f"{start} the sign rule with u = {advice.step_size:.2g}: {arrival}; "
         f"MaxVio {advice.max_vio:.3g}, of which {advice.max_vio_floor:.3g} is sampling."
     )
 

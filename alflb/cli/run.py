@@ -13,6 +13,8 @@ from alflb.cli._arguments import (
     BatchTokensOption,
     ExpertsOption,
     JsonOption,
+    LogBiasOption,
+    LogLoadsOption,
     MethodOption,
     OrderOption,
     RuleOption,
@@ -189,7 +191,12 @@ def _solved(
 def advise(
     trace: TraceArgument = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens whose loads one bias update sees, all ranks together. Needed for scores.")
+        int | None,
+        typer.Option(
+            "--batch-tokens",
+            "--tokens",
+            help="Tokens whose loads one bias update sees, all ranks together. Needed for scores.",
+        ),
     ] = None,
     array: ArrayOption = None,
     top_k: TopKOption = None,
@@ -203,20 +210,25 @@ def advise(
     ] = None,
     log: Annotated[
         Path | None,
-        typer.Option(help="Instead of scores: a run saved by simulate --out, or the folder of a TrainingLog."),
+        typer.Option(help="Instead of scores: a run saved by simulate --out, or a log as 'alflb diagnose' reads it."),
     ] = None,
+    loads: LogLoadsOption = None,
+    bias: LogBiasOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend a step size for the sign rule from a sample of a router's scores (default: the shipped trace).
 
     A folder of traces, one per layer, gets the advice for each, and the layer that needs the smallest steps.
-    With --log, the biases and loads of a run tell whether its step size was right.
+    With --log, the biases and loads of a run tell whether its step size was right. Of a log that holds shares
+    instead of tokens, give --batch-tokens and --top-k.
     """
     if log is not None:
-        given = {"TRACE": trace, "--batch-tokens": batch_tokens, "--array": array, "--top-k": top_k}
-        refuse_unused("with --log", **given, **{"--num-steps": num_steps, "--excess": excess})
-        _advise_from_log(log, as_json=as_json)
+        given = {"TRACE": trace, "--array": array, "--num-steps": num_steps, "--excess": excess}
+        refuse_unused("with --log", **given)
+        hints = {"top_k": top_k, "batch_tokens": batch_tokens, "loads": loads, "bias": bias}
+        _print_log_advice(_advice_from_log(log, hints), as_json)
         return
+    refuse_unused("without --log", **{"--loads": loads, "--bias": bias})
     if batch_tokens is None:
         raise ValueError("--batch-tokens is missing; give the tokens of one bias update, all ranks together")
     if trace is not None and trace.is_dir():
@@ -231,7 +243,7 @@ def advise(
         return
     found = _advice(trace, array, top_k, batch_tokens, num_steps, excess)
     title = f"sign rule, batches of {batch_tokens:,} tokens"
-    print_facts(_advice_facts(found), as_json, title, UNITS, of_advice(found))
+    print_facts(_advice_facts(found), as_json, title, UNITS, of_advice(found, num_steps))
 
 
 def _advice(
@@ -256,23 +268,30 @@ def _advice(
         )
 
 
-def _advise_from_log(path: Path, *, as_json: bool) -> None:
-    """Advice of each layer of a log, then what follows from it."""
+def _advice_from_log(path: Path, hints: dict[str, Any]) -> dict[str, LogAdvice]:
+    """Advice for each layer of a log, or for a saved run."""
     from alflb.advice_log import advise_from_log
+    from alflb.logs import read_log
     from alflb.traces import read_arrays
-    from alflb.training.log import read_log
     from alflb.trajectory import Trajectory
 
-    found: dict[str, LogAdvice] = {}
-    if path.is_file() and "load" in read_arrays(path):
+    if path.is_file() and path.suffix == ".npz" and "load" in read_arrays(path):
+        refuse_unused("on a saved run", **{f"--{name.replace('_', '-')}": value for name, value in hints.items()})
         run = Trajectory.load(path)
-        found[path.name] = advise_from_log(run.bias_NE, run.load_NE, target=run.target_E)
-    else:
-        for name, layer in read_log(path).items():
-            try:
-                found[name] = advise_from_log(layer.bias_NE, layer.load_NE)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+        return {path.name: advise_from_log(run.bias_NE, run.load_NE, target=run.target_E)}
+    found = {}
+    for name, layer in read_log(path, **hints).items():
+        if layer.bias_NE is None:
+            reason = layer.notes[-1] if layer.notes else "it holds loads only"
+            raise ValueError(f"{path}: advice needs the biases of consecutive steps beside the loads ({reason})")
+        try:
+            found[name] = advise_from_log(layer.bias_NE, layer.load_NE)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return found
+
+
+def _print_log_advice(found: dict[str, LogAdvice], as_json: bool) -> None:
     if as_json:
         print_json({name: log_facts(one) for name, one in found.items()})
         return

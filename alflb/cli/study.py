@@ -28,7 +28,7 @@ def study(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for rows, figures and report.html.")] = Path(
         "report"
     ),
-    trace: Annotated[Path | None, typer.Option(help="Trace file. Default: the shipped real trace.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace file. Default: the shipped trace.")] = None,
     array: ArrayOption = None,
     top_k: TopKOption = None,
     rules: Annotated[

@@ -76,8 +76,12 @@ def convert(
         int | None,
         typer.Option(help="Index on the layers of a 3-D array: the first axis of scores, the middle one of others."),
     ] = None,
-    experts: Annotated[int | None, typer.Option(help="Experts: how many the model has.")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Experts: count in blocks of this many tokens.")] = None,
+    num_experts: Annotated[
+        int | None, typer.Option("--num-experts", "--experts", help="Experts: how many the model has.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", "--tokens", help="Experts: count in blocks of this many tokens.")
+    ] = None,
     ignore: Annotated[
         str | None, typer.Option(help="Experts: id that stands for padding, e.g. -1, or none for no such id.")
     ] = None,
@@ -102,7 +106,7 @@ def convert(
         "bias_array": bias_array,
         "padding_array": padding_array,
         "layer": layer,
-        "num_experts": experts,
+        "num_experts": num_experts,
         "batch_tokens": batch_tokens,
         "ignore": _parse_ignore(ignore),
     }
@@ -147,14 +151,10 @@ def _check_options(kind: str, converter: Callable[..., Any], given: Mapping[str,
     for name in given:
         if name not in parameters:
             raise ValueError(
-                f"{_option(name)} has no effect with kind {kind!r}; leave it out, or choose another --kind"
+                f"--{name.replace('_', '-')} has no effect with kind {kind!r}; leave it out, or choose another --kind"
             )
     if "num_experts" in parameters and "num_experts" not in given:
-        raise ValueError(f"kind {kind!r} needs --experts, the number of experts of the model")
-
-
-def _option(name: str) -> str:
-    return "--experts" if name == "num_experts" else f"--{name.replace('_', '-')}"
+        raise ValueError(f"kind {kind!r} needs --num-experts, the number of experts of the model")
 
 
 def _parse_ignore(text: str | None) -> int | str | None:

@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alflb.cli._arguments import JsonOption
+from alflb.cli._arguments import (
+    JsonOption,
+    LogArgument,
+    LogBiasOption,
+    LogExpertsOption,
+    LogLoadsOption,
+    LogTopKOption,
+)
 from alflb.cli._console import conclude, out, plain, print_json, reports_errors
+from alflb.cli._layers import print_layers
 
 if TYPE_CHECKING:
     import torch
 
+    from alflb.logs import Record
+
 
 @reports_errors
 def diagnose(
-    log: Annotated[
-        Path, typer.Argument(help="Folder that alflb.training.TrainingLog wrote, one layer's folder in it, or a file.")
-    ],
+    log: LogArgument,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a global batch. Default: those of the first step.")
     ] = None,
+    top_k: LogTopKOption = None,
+    experts: LogExpertsOption = None,
+    loads: LogLoadsOption = None,
+    bias: LogBiasOption = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Balance of the ranks of expert parallelism instead of experts.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Whether the loads and biases of a training run show a fault; exit code 1 if they do."""
-    from alflb.training.diagnosis import diagnose as diagnose_record
-    from alflb.training.log import read_log
+    """How balanced a run was, and whether its loads and biases show a fault; exit code 1 if they do.
 
-    found: dict[str, list[Any]] = {}
-    for layer, record in read_log(log).items():
-        num_picks = int(record.load_NE[0].sum()) if batch_tokens is None else batch_tokens * record.top_k
-        found[layer] = diagnose_record(record.load_NE, record.bias_NE, num_picks=num_picks)
+    Logs are recognized by their content: of alflb's TrainingLog, tables of W&B or TensorBoard (CSV, JSON lines),
+    Megatron's router trace, SGLang's and vLLM's expert counts, and responses with routed experts.
+    """
+    from alflb.logs import balance_of, percentiles, read_log
+    from alflb.training.diagnosis import diagnose as diagnose_record
+
+    records = read_log(log, top_k=top_k, num_experts=experts, batch_tokens=batch_tokens, loads=loads, bias=bias)
+    found = {
+        layer: diagnose_record(record.load_NE, record.bias_NE, num_picks=_num_picks(record, batch_tokens))
+        for layer, record in records.items()
+    }
+    balance = {layer: balance_of(record, ranks)._asdict() for layer, record in records.items()}
+    over_layers = percentiles(of_layer["max_vio"] for of_layer in balance.values())
     if as_json:
-        print_json({layer: [vars(suspicion) for suspicion in layer_found] for layer, layer_found in found.items()})
+        layers = {
+            layer: {**balance[layer], "suspicions": [vars(one) for one in found[layer]], "notes": record.notes}
+            for layer, record in records.items()
+        }
+        print_json({"layers": layers, "max_vio_over_layers": over_layers})
     else:
+        _print_balance(balance, over_layers, ranks)
         _print_suspicions(found)
+        _print_notes(records)
     if any(found.values()):
         raise typer.Exit(1)
 
@@ -82,6 +110,34 @@ def _sequences(ids: list[int], length: int) -> Iterator[torch.Tensor]:
 
     for start in range(0, len(ids), length):
         yield torch.tensor([ids[start : start + length]])
+
+
+def _num_picks(record: Record, batch_tokens: int | None) -> int:
+    """Picks of a global batch, K T; of the first step if the user does not say how many tokens it has."""
+    if batch_tokens is None:
+        return int(record.load_NE[0].sum())
+    if record.top_k is None:
+        raise ValueError("--batch-tokens needs --top-k, since the log does not say how many experts a token takes")
+    return batch_tokens * record.top_k
+
+
+def _print_balance(
+    balance: Mapping[str, Mapping[str, float]], over_layers: Mapping[str, float], ranks: int | None
+) -> None:
+    """A table of the layers, and MaxVio over them."""
+    title = "experts" if ranks is None else f"{ranks} ranks, each with consecutive experts"
+    columns = ("num_steps", "min_vio", "avg_vio", "max_vio", "max_vio_global")
+    print_layers(title, balance, columns)
+    spread = ", ".join(f"{name} {value:.3g}" for name, value in over_layers.items())
+    out.print(f"MaxVio over layers: {spread}", highlight=False)
+
+
+def _print_notes(records: Mapping[str, Record]) -> None:
+    """What the reader decided, once for all layers that share it."""
+    for note in dict.fromkeys(note for record in records.values() for note in record.notes):
+        out.print(f"note: {plain(note)}", soft_wrap=True, highlight=False)
+    if all(record.bias_NE is None for record in records.values()):
+        out.print("note: without biases only the counts were checked", highlight=False)
 
 
 def _print_suspicions(found: dict[str, list[Any]]) -> None:

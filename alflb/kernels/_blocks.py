@@ -7,7 +7,6 @@ same one at once: as many as a register has lanes. `route_block` takes tokens th
    expert and a lane is a token. A sorting network, which moves values and never indices, keeps the largest ``width``
    values of every lane, width being K rounded up to a power of two. The K-th of them, *tau*, is the bar that a token's
    experts must reach; the sum of the first K is its dual value.
-   With many picks, K > 32, each row's bar is found by halving an interval instead (`alflb.kernels._selection`).
    With many experts, the experts g, g + groups, g + 2 groups, ... enter the network as their maximum; tau is then the
    K-th largest of the maxima, a lower bound on the true bar.
 2. **Hits** (`_mark_row`). Each row is read again, now from cache, and compared with its tau. If exactly K experts
@@ -21,6 +20,7 @@ C candidates.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from alflb.kernels._jit import jit_borrowing, jit_inline
 from alflb.kernels._network import WIDEST, keep_best
-from alflb.kernels._selection import raise_bar, select_rows
 from alflb.kernels._simd import count_bits, lowest_bit, mark_hits, register_lanes, sum_best, transpose_biased
 from alflb.problem import FloatArray
 
@@ -36,6 +35,14 @@ BLOCK_BYTES = 64
 """A block is as many tokens as there are numbers in so many bytes; their dual values are added up first."""
 WORD = 64
 """Experts whose hits share one integer."""
+_BYTE = 8
+_SET_BITS = np.array(
+    [(*(bit for bit in range(_BYTE) if byte >> bit & 1), *range(_BYTE - byte.bit_count())) for byte in range(2**_BYTE)],
+    dtype=np.int32,
+)
+"""The bits set in each byte, and numbers of no meaning behind them."""
+_MANY_PICKS = 12
+"""Picks per word of experts from which they are listed by bytes."""
 _STRIDE = 16
 """Rows are padded to a multiple of it."""
 _SHARED_GROUPS = 0.17
@@ -46,40 +53,58 @@ class Routing(NamedTuple):
     """What every token of a batch is routed by."""
 
     bias_P: NDArray[Any]
-    """The bias in the dtype of the scores, padded with zeros."""
+    """The bias in the dtype of the scores, padded with -inf, so that nobody picks what follows a row."""
+    pitch: int
+    """Numbers from one row to the next."""
     top_k: int
     groups: int
-    """Groups in which experts enter the sorting network; 0 if there is none."""
+    """Groups in which experts enter the sorting network."""
     merges: tuple[int, ...]
-    """As long as the logarithm of the network's width, so that code is compiled for this width only."""
+    """As long as the logarithm of the width of the network in registers: code is compiled for this width only."""
+    run: int | None
+    """Numbers in so many columns, if more values are kept than that; None, for which less code is compiled, if not."""
 
 
-def make_routing(bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_next: bool = False) -> Routing:
-    """What tokens are routed by; `with_next` lets the (K+1)-th values be found too, with groups of one expert."""
+def make_routing(
+    bias_E: FloatArray, dtype: np.dtype[Any], top_k: int, *, with_next: bool = False, is_padded: bool = True
+) -> Routing:
+    """What tokens are routed by.
+
+    `with_next` lets the (K+1)-th values be found too, with groups of one expert; `is_padded` says that rows come padded
+    like the bias, not one right after the other.
+    """
     groups = _num_groups(bias_E.size, top_k + with_next, register_lanes(dtype), 0.0 if with_next else _SHARED_GROUPS)
-    bias_P = np.zeros(_round_up(max(bias_E.size, groups), _STRIDE), dtype=dtype)
+    bias_P = np.full(_round_up(max(bias_E.size, groups), _STRIDE), -np.inf, dtype)
     bias_P[: bias_E.size] = bias_E
-    merges = (0,) * (top_k + with_next - 1).bit_length() if groups else ()
-    return Routing(bias_P, top_k, groups, merges)
+    pitch = bias_P.size if is_padded else bias_E.size
+    width = _network_width(top_k + with_next)
+    merges = (0,) * (min(width, WIDEST).bit_length() - 1)
+    run = WIDEST * register_lanes(dtype) if width > WIDEST else None
+    return Routing(bias_P, pitch, top_k, groups, merges, run)
 
 
-def _num_groups(num_experts: int, num_best: int, lanes: int, shared: float) -> int:
+@lru_cache
+def _num_groups(num_experts: int, num_best: int, lanes: int, most_shared: float) -> int:
     """How many groups the experts form on their way into the sorting network.
 
-    Fewer groups mean less sorting and more repairs, a group of one expert none: the lowest power of two that fills a
-    register, is no narrower than the network, and keeps repairs rare; or else every expert is alone.
+    Fewer groups mean less sorting and more repairs, a group of one expert none: the fewest that fill registers and the
+    network and keep repairs rare.
     """
-    if num_best > WIDEST:
-        return 0
     unit = max(lanes, _network_width(num_best))
-    groups, pairs = unit, num_best * (num_best - 1) / 2
-    while pairs * (-(-num_experts // groups) - 1) > shared * (num_experts - 1):
-        groups *= 2
-    return min(groups, _round_up(num_experts, unit))
+    most = _round_up(num_experts, unit)
+    pairs = num_best * (num_best - 1) / 2 / max(1, num_experts * (num_experts - 1) / 2)
+    enough = (g for g in range(unit, most, unit) if pairs * _pairs_within(num_experts, g) <= most_shared)
+    return next(enough, most)
+
+
+def _pairs_within(num_experts: int, groups: int) -> int:
+    """Pairs of experts that share a group, the experts being dealt out in turn."""
+    size, larger = divmod(num_experts, groups)
+    return groups * (size * (size - 1) // 2) + larger * size
 
 
 def _network_width(num_best: int) -> int:
-    """The width of the network; without one, its last two places are there for the K-th and (K+1)-th value."""
+    """Values kept of each lane: a power of two."""
     return 1 << (num_best - 1).bit_length()
 
 
@@ -91,12 +116,11 @@ class Scratch(NamedTuple):
     """Working memory of one thread; every function here overwrites it."""
 
     tile: NDArray[Any]
-    """A block of padded rows, for tokens whose scores cannot be used where they lie."""
+    """A block of rows, for tokens whose scores cannot be used where they lie."""
     columns_GL: NDArray[Any]
     """Transposed tokens: the lanes of group 0, of group 1, ..."""
     best_KL: NDArray[Any]
-    """Largest values of each lane, descending: the lanes of the largest, of the second, ...; without a network only
-    the K-th and (K+1)-th."""
+    """Largest values of each lane, descending: the lanes of the largest, of the second, ..."""
     sum_L: NDArray[np.float64]
     """Sum of the K largest values of each lane."""
     hits_W: NDArray[np.uint64]
@@ -106,7 +130,7 @@ class Scratch(NamedTuple):
     value_C: NDArray[Any]
     """Biased scores of the row under repair."""
     expert_C: NDArray[np.int32]
-    """Its experts."""
+    """Its experts, or those of a row that are being listed."""
 
 
 def make_scratch(routing: Routing, num_best: int) -> Scratch:
@@ -121,16 +145,16 @@ def make_scratch(routing: Routing, num_best: int) -> Scratch:
         hits_W=np.empty(-(-padded // WORD), np.uint64),
         load_P=np.empty(padded, np.int32),
         value_C=np.empty(padded, dtype),
-        expert_C=np.empty(padded, np.int32),
+        expert_C=np.empty(padded + _BYTE, np.int32),
     )
 
 
 @jit_borrowing
-def copy_rows(scores, start, rows, num_experts, stride, tile):
-    """Copy rows of num_experts scores that lie one after the other to `tile`, `stride` apart."""
+def copy_rows(scores, start, rows, num_experts, pitch, tile):
+    """Copy rows of num_experts scores that lie one after the other to `tile`, `pitch` apart."""
     for row in range(rows):
         scores_E = scores[start + row * num_experts : start + (row + 1) * num_experts]
-        tile_E = tile[row * stride : row * stride + num_experts]
+        tile_E = tile[row * pitch : row * pitch + num_experts]
         for k in range(num_experts):
             tile_E[k] = scores_E[k]
 
@@ -142,9 +166,9 @@ def route_block(source, start, rows, routing, results, token, scratch):
     Parameters
     ----------
     source : float array, flat
-        Scores; one padded row after the other from `start` on.
+        Scores; one row after the other, `routing.pitch` apart, from `start` on.
     start, rows : int
-        At most as many rows as `scratch.tile` holds; that many can be read in any case.
+        At most as many rows as `scratch.tile` holds; that many, padded, can be read in any case.
     routing : Routing
     results : Results
         Rows `token`, `token` + 1, ... of `experts_TK` and `margin_T` are written, unless these are empty.
@@ -152,84 +176,92 @@ def route_block(source, start, rows, routing, results, token, scratch):
     scratch : Scratch
         Loads are added to `scratch.load_P`.
     """
-    lanes, stride = scratch.sum_L.size, routing.bias_P.size
+    lanes, pitch = scratch.sum_L.size, routing.pitch
     dual = 0.0
     for first in range(0, rows, lanes):
         count = min(lanes, rows - first)
-        dual = _route_register(source, start + first * stride, count, routing, results, token + first, dual, scratch)
+        dual = _route_register(source, start + first * pitch, count, routing, results, token + first, dual, scratch)
     return dual
 
 
 @jit_borrowing
 def _route_register(source, start, rows, routing, results, token, dual, scratch):
     """`route_block` for no more rows than a register has lanes; `dual` plus the sum of their dual values."""
-    lanes, stride, top_k = scratch.sum_L.size, routing.bias_P.size, routing.top_k
+    lanes, pitch, top_k = scratch.sum_L.size, routing.pitch, routing.top_k
     bound_rows(source, start, routing, scratch)
-    if routing.groups > 0:
-        sum_best(scratch.best_KL, top_k, scratch.sum_L)
+    sum_best(scratch.best_KL, top_k, scratch.sum_L)
     for row in range(rows):
-        row_start = start + row * stride
+        row_start = start + row * pitch
         tau = scratch.best_KL[(top_k - 1) * lanes + row]
-        if _mark_row(source, row_start, routing.bias_P, tau, scratch) == top_k:
+        if _mark_row(source, row_start, routing, tau, scratch) == top_k:
             dual += scratch.sum_L[row]
         else:
             dual += _repair_row(source, row_start, routing, tau, scratch)
         if results.experts_TK.shape[0] > 0:
-            _write_row(scratch.hits_W, results.experts_TK, token + row)
+            _write_row(scratch, results.experts_TK, token + row)
         if results.margin_T.size > 0:
             results.margin_T[token + row] = tau - scratch.best_KL[top_k * lanes + row]
     return dual
 
 
 @jit_borrowing
-def _write_row(hits_W, experts_TK, token):
-    pick = 0
-    for word in range(hits_W.size):
-        bits = hits_W[word]
-        while bits != 0:
-            experts_TK[token, pick] = word * WORD + lowest_bit(bits)
-            bits &= bits - np.uint64(1)
-            pick += 1
+def _write_row(scratch, experts_TK, token):
+    """List the experts of a row: one by one or, where many are picked, eight at once."""
+    top_k = experts_TK.shape[1]
+    if top_k < _MANY_PICKS * scratch.hits_W.size:
+        pick = np.uint64(0)
+        for word in range(scratch.hits_W.size):
+            bits = scratch.hits_W[word]
+            while bits != 0:
+                experts_TK[token, pick] = word * WORD + lowest_bit(bits)
+                bits &= bits - np.uint64(1)
+                pick += np.uint64(1)
+        return
+    count = 0
+    for word in range(scratch.hits_W.size):
+        bits = scratch.hits_W[word]
+        for first in range(word * WORD, (word + 1) * WORD, _BYTE):
+            byte = bits & np.uint64(255)
+            for n in range(_BYTE):
+                scratch.expert_C[count + n] = first + _SET_BITS[byte, n]
+            count += count_bits(byte)
+            bits >>= np.uint64(_BYTE)
+    for k in range(top_k):
+        experts_TK[token, k] = scratch.expert_C[k]
 
 
 @jit_inline
 def bound_rows(source, start, routing, scratch):
     """Step 1: for each of a register of rows a bar that at least top_k experts reach, in place K - 1 of `best_KL`.
 
-    With groups of one expert it is the K-th value, and the next place holds the (K+1)-th. Without a network both are
-    exact, and `sum_L` holds the sum of the K largest.
+    With groups of one expert it is the K-th value, and the next place holds the (K+1)-th.
     """
-    if routing.groups == 0:
-        select_rows(source, start, routing, scratch)
-        return
     for group in range(0, routing.groups, scratch.sum_L.size):
-        transpose_biased(source, start, routing.bias_P, group, routing.groups, scratch.columns_GL)
-    keep_best(scratch.columns_GL, scratch.best_KL, routing.merges)
+        transpose_biased(source, start, routing.pitch, routing.bias_P, group, routing.groups, scratch.columns_GL)
+    keep_best(scratch.columns_GL, scratch.best_KL, scratch.sum_L.size, routing.merges, routing.run)
 
 
 @jit_inline
-def _mark_row(source, row_start, bias_P, tau, scratch):
+def _mark_row(source, row_start, routing, tau, scratch):
     """Step 2: mark and count the experts that reach tau, and add them to the loads."""
-    stride = bias_P.size
+    bias_P, later = routing.bias_P, scratch.sum_L.size * routing.pitch
     count = 0
-    for word in range(stride // WORD):
-        later = scratch.sum_L.size * stride
+    for word in range(bias_P.size // WORD):
         bits = mark_hits(source, row_start, later, bias_P, word * WORD, tau, scratch.load_P, WORD)
         scratch.hits_W[word] = bits
         count += count_bits(bits)
-    if stride % WORD > 0:
-        count += _mark_rest(source, row_start, bias_P, tau, scratch)
+    if bias_P.size % WORD > 0:
+        count += _mark_rest(source, row_start, later, bias_P, tau, scratch)
     return count
 
 
 @jit_borrowing
-def _mark_rest(source, row_start, bias_P, tau, scratch):
+def _mark_rest(source, row_start, later, bias_P, tau, scratch):
     """The same for what whole words leave of the row: 16, 32 or 48 experts."""
-    stride, load_P = bias_P.size, scratch.load_P
-    first, later = stride // WORD * WORD, scratch.sum_L.size * stride
-    if stride == first + 16:
+    first, load_P = bias_P.size // WORD * WORD, scratch.load_P
+    if bias_P.size == first + 16:
         bits = mark_hits(source, row_start, later, bias_P, first, tau, load_P, 16)
-    elif stride == first + 32:
+    elif bias_P.size == first + 32:
         bits = mark_hits(source, row_start, later, bias_P, first, tau, load_P, 32)
     else:
         bits = mark_hits(source, row_start, later, bias_P, first, tau, load_P, 48)
@@ -250,7 +282,7 @@ def _repair_row(source, row_start, routing, tau, scratch):
             value_C[count] = source[row_start + expert] + bias_P[expert]
             bits &= bits - np.uint64(1)
             count += 1
-    tau, above = raise_bar(value_C, count, top_k, tau)
+    tau, above = _raise_bar(value_C, count, top_k, tau)
     ties_to_keep = top_k - above
     total = 0.0
     for c in range(count):
@@ -264,3 +296,18 @@ def _repair_row(source, row_start, routing, tau, scratch):
             scratch.load_P[expert] -= 1
             scratch.hits_W[expert // WORD] ^= np.uint64(1) << np.uint64(expert % WORD)
     return total
+
+
+@jit_borrowing
+def _raise_bar(value_C, count, top_k, bar):
+    """The K-th largest of the first `count` values, `bar` being a lower bound; how many values exceed it."""
+    while True:
+        above = 0
+        lowest_above = value_C[0]
+        for c in range(count):
+            if value_C[c] > bar:
+                lowest_above = value_C[c] if above == 0 else min(lowest_above, value_C[c])
+                above += 1
+        if above < top_k:
+            return bar, above
+        bar = lowest_above

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from alflb.kernels._blocks import copy_rows, route_block
 from alflb.kernels._draws import draw_rows
 from alflb.kernels._jit import jit_borrowing, jit_inline
+from alflb.kernels._simd import read_only
 
 CHUNK = 2048
 """Tokens whose loads and dual sum are accumulated together; part of the result's definition."""
@@ -49,7 +50,7 @@ def route_chunks(scores, routing, results, first, last, scratch):
     scores : float32 or float64 array, flat
         The rows of all tokens, one after the other.
     routing : Routing
-        Its bias has the dtype of the scores. Margins need groups of one expert.
+        Its bias has the dtype of the scores, its pitch is E. Margins need groups of one expert.
     results : Results
         The rows of these chunks are filled.
     first, last : int
@@ -58,18 +59,20 @@ def route_chunks(scores, routing, results, first, last, scratch):
     """
     num_experts = results.load_CE.shape[1]
     num_tokens = scores.size // num_experts
-    stride = routing.bias_P.size
-    block = scratch.tile.size // stride
+    tile = read_only(scratch.tile)
+    block = tile.size // routing.bias_P.size
+    room = (block - 1) * num_experts + routing.bias_P.size  # numbers that routing a block may read
     for chunk in range(first, last):
         scratch.load_P[:] = 0
         end = min((chunk + 1) * CHUNK, num_tokens)
         for token in range(chunk * CHUNK, end, block):
             rows = min(block, end - token)
-            if rows == block and num_experts == stride:
-                dual = route_block(scores, token * stride, rows, routing, results, token, scratch)
+            start = token * num_experts
+            if start + room <= scores.size:
+                dual = route_block(scores, start, rows, routing, results, token, scratch)
             else:
-                copy_rows(scores, token * num_experts, rows, num_experts, stride, scratch.tile)
-                dual = route_block(scratch.tile, 0, rows, routing, results, token, scratch)
+                copy_rows(scores, start, rows, num_experts, num_experts, scratch.tile)
+                dual = route_block(tile, 0, rows, routing, results, token, scratch)
             results.dual_C[chunk] += dual
         _write_loads(scratch.load_P, results.load_CE, chunk)
 
@@ -78,14 +81,15 @@ def route_chunks(scores, routing, results, first, last, scratch):
 def route_drawn_chunks(source, num_tokens, routing, results, first, last, scratch):
     """`route_chunks` for scores that are drawn a block at a time and never stored; no margins."""
     stride = routing.bias_P.size
-    block = scratch.tile.size // stride
+    tile = read_only(scratch.tile)
+    block = tile.size // stride
     for chunk in range(first, last):
         scratch.load_P[:] = 0
         end = min((chunk + 1) * CHUNK, num_tokens)
         for token in range(chunk * CHUNK, end, block):
             rows = min(block, end - token)
             draw_rows(source, token, rows, scratch.tile, stride)
-            results.dual_C[chunk] += route_block(scratch.tile, 0, rows, routing, results, token, scratch)
+            results.dual_C[chunk] += route_block(tile, 0, rows, routing, results, token, scratch)
         _write_loads(scratch.load_P, results.load_CE, chunk)
 
 
@@ -95,7 +99,8 @@ def route_chunks_in_nodes(scores, routing, topk_group, results, first, last, scr
     num_experts = results.load_CE.shape[1]
     num_tokens = scores.size // num_experts
     stride = routing.bias_P.size
-    block = scratch.tile.size // stride
+    tile = read_only(scratch.tile)
+    block = tile.size // stride
     for chunk in range(first, last):
         scratch.load_P[:] = 0
         end = min((chunk + 1) * CHUNK, num_tokens)
@@ -106,7 +111,7 @@ def route_chunks_in_nodes(scores, routing, topk_group, results, first, last, scr
                 tile_E = scratch.tile[row * stride :][:num_experts]
                 _open_best_nodes(score_E, routing.bias_P, topk_group, node_scratch)
                 _copy_open_nodes(score_E, node_scratch.is_open_N, tile_E)
-            results.dual_C[chunk] += route_block(scratch.tile, 0, rows, routing, results, token, scratch)
+            results.dual_C[chunk] += route_block(tile, 0, rows, routing, results, token, scratch)
         _write_loads(scratch.load_P, results.load_CE, chunk)
 
 

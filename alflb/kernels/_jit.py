@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import config, njit
+from numba import config, njit, types
 from numba.core import caching
 
 _PACKAGE = Path(__file__).parents[1]
@@ -56,11 +56,22 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
     if config.DISABLE_JIT:
         return np.errstate(all="ignore")(function)  # compiled code overflows and makes NaN in silence
     dispatcher = njit(**_NUMPY_RULES, **options)(function)
+    dispatcher.get_call_template = _without_literals(dispatcher.get_call_template)
     try:
         dispatcher._cache = _Cache(function)
     except RuntimeError:  # numba's, when it finds no folder to write to
         dispatcher._cache = _NoCache()
     return dispatcher
+
+
+def _without_literals(get_call_template: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function that is called with numbers of the code compiled for their types, not once more for each."""
+
+    def get_template(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        plain = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return get_call_template(tuple(map(types.unliteral, args)), plain)
+
+    return get_template
 
 
 # ------------------------------------------------------------------------------------- the cache

@@ -22,6 +22,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models, register_default
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import as_dtype
 
@@ -301,81 +302,6 @@ def larger(_, left, right):
     return left(left, right), codegen
 
 
-def _plain_smaller(left, right):
-    return np.where(left < right, left, right)
-
-
-@in_llvm(_plain_smaller)
-def smaller(_, left, right):
-    """Element by element, the smaller number."""
-
-    def codegen(context, builder, signature, args):
-        return smaller_of(builder, *args)
-
-    return left(left, right), codegen
-
-
-def _plain_part(vector, bound):
-    reaching = vector >= bound
-    return np.where(reaching, vector, vector.dtype.type(np.inf)), np.where(reaching, vector.dtype.type(-np.inf), vector)
-
-
-@in_llvm(_plain_part)
-def part(_, vector, bound):
-    """The elements >= bound, inf for the others; and the others, -inf for those; floats only."""
-
-    def codegen(context, builder, signature, args):
-        kind = args[0].type
-        reaching = builder.fcmp_ordered(">=", args[0], every_lane(builder, args[1], WIDTH))
-        upper = builder.select(reaching, args[0], ir.Constant(kind, [np.inf] * WIDTH))
-        lower = builder.select(reaching, ir.Constant(kind, [-np.inf] * WIDTH), args[0])
-        return context.make_tuple(builder, signature.return_type, (upper, lower))
-
-    return types.UniTuple(vector, 2)(vector, vector.dtype), codegen
-
-
-def _plain_add_reaching(sums, vector, bound):
-    return sums + np.where(vector >= bound, vector, 0).astype(np.float64)
-
-
-@in_llvm(_plain_add_reaching)
-def add_reaching(_, sums, vector, bound):
-    """Element by element, sums + vector, in float64, where vector >= bound; elsewhere sums."""
-
-    def codegen(context, builder, signature, args):
-        total, value, bar = args
-        reaching = builder.fcmp_ordered(">=", value, every_lane(builder, bar, WIDTH))
-        addend = builder.select(reaching, value, ir.Constant(value.type, [0.0] * WIDTH))
-        return builder.fadd(total, addend if addend.type == total.type else builder.fpext(addend, total.type))
-
-    return sums(sums, vector, vector.dtype), codegen
-
-
-def _plain_sum_elements(vector):
-    half = WIDTH // 2
-    while half:
-        vector = vector[:half] + vector[half:]
-        half //= 2
-    return vector[0]
-
-
-@in_llvm(_plain_sum_elements)
-def sum_elements(_, vector):
-    """The sum of the WIDTH numbers, halves being added until one number is left; floats only."""
-
-    def codegen(context, builder, signature, args):
-        value, lanes = args[0], WIDTH
-        while lanes > 1:
-            lanes //= 2
-            low, high = (
-                builder.shuffle_vector(value, value, lane_mask(list(range(at, at + lanes)))) for at in (0, lanes)
-            )
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, ir.Constant(_I32, 0))
-
-    return vector.dtype(vector), codegen
-
-
 def _plain_finite_size(vector):
     size = np.abs(vector)
     return np.where(size < np.inf, size, vector.dtype.type(0))
@@ -449,32 +375,14 @@ def least_element(_, vector):
     """The smallest of the WIDTH numbers."""
 
     def codegen(context, builder, signature, args):
-        return _reduced(builder, smaller_of, args[0])
+        value, half = args[0], WIDTH // 2
+        while half:
+            turned = builder.shuffle_vector(value, value, lane_mask([(n + half) % WIDTH for n in range(WIDTH)]))
+            value = smaller_of(builder, value, turned)
+            half //= 2
+        return builder.extract_element(value, ir.Constant(_I32, 0))
 
     return vector.dtype(vector), codegen
-
-
-def _plain_largest_element(vector):
-    return vector.max()
-
-
-@in_llvm(_plain_largest_element)
-def largest_element(_, vector):
-    """The largest of the WIDTH numbers."""
-
-    def codegen(context, builder, signature, args):
-        return _reduced(builder, larger_of, args[0])
-
-    return vector.dtype(vector), codegen
-
-
-def _reduced(builder, choose, value):
-    half = WIDTH // 2
-    while half:
-        turned = builder.shuffle_vector(value, value, lane_mask([(n + half) % WIDTH for n in range(WIDTH)]))
-        value = choose(builder, value, turned)
-        half //= 2
-    return builder.extract_element(value, ir.Constant(_I32, 0))
 
 
 def _plain_at_least(vector, bound):
@@ -623,9 +531,25 @@ first `count` of the int32 `indices`, and array[first + n] to `values`; the new 
 # ------------------------------------------------------------------------------------- blocks in memory
 
 
-def _plain_transpose_biased(source, start, bias_P, group, groups, columns_GL):
+def _plain_read_only(array):
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@in_llvm(_plain_read_only)
+def read_only(_, array):
+    """The same numbers, not to be written to: what reads a tile is compiled once, for it and for a problem's scores."""
+
+    def codegen(context, builder, signature, args):
+        return impl_ret_borrowed(context, builder, array, args[0])
+
+    return array.copy(readonly=True)(array), codegen
+
+
+def _plain_transpose_biased(source, start, pitch, bias_P, group, groups, columns_GL):
     lanes, stride = columns_GL.size // groups, bias_P.size
-    row_R1 = start + np.arange(lanes)[:, None] * stride
+    row_R1 = start + np.arange(lanes)[:, None] * pitch
     best_RG = np.full((lanes, lanes), -np.inf, columns_GL.dtype)
     for first in range(group, stride, groups):
         expert_G = np.arange(first, first + lanes)
@@ -634,13 +558,13 @@ def _plain_transpose_biased(source, start, bias_P, group, groups, columns_GL):
 
 
 @in_llvm(_plain_transpose_biased)
-def transpose_biased(_, source, start, bias_P, group, groups, columns_GL):
-    """Of the block at source[start:], columns of one register of groups from `group` on: maxima of score + bias."""
+def transpose_biased(_, source, start, pitch, bias_P, group, groups, columns_GL):
+    """Columns of a register of groups from `group` on, rows being `pitch` apart: maxima of score + bias."""
     register = register_type(bias_P.dtype)
     lanes, element_bytes = register.count, bias_P.dtype.bitwidth // 8
 
     def codegen(context, builder, signature, args):
-        source_, start_, bias_, group_, groups_, columns_ = args
+        source_, start_, pitch_, bias_, group_, groups_, columns_ = args
         stride = builder.extract_value(context.make_array(bias_P)(context, builder, bias_).shape, 0)
 
         def biased_rows(expert):
@@ -649,7 +573,7 @@ def transpose_biased(_, source, start, bias_P, group, groups, columns_GL):
             for _ in range(lanes):
                 row = address(context, builder, source, source_, index, register)
                 yield builder.fadd(load_part(builder, row, 0, element_bytes), bias)
-                index = builder.add(index, stride)
+                index = builder.add(index, pitch_)
 
         slots = [cgutils.alloca_once(builder, register) for _ in range(lanes)]
         for slot, row in zip(slots, biased_rows(group_)):
@@ -670,7 +594,7 @@ def transpose_biased(_, source, start, bias_P, group, groups, columns_GL):
         store_parts(builder, rows, address(context, builder, columns_GL, columns_, first, register), element_bytes)
         return context.get_dummy_value()
 
-    return types.void(source, types.intp, bias_P, types.intp, types.intp, columns_GL), codegen
+    return types.void(source, types.intp, types.intp, bias_P, types.intp, types.intp, columns_GL), codegen
 
 
 def _plain_sum_best(best_KL, top_k, sum_L):

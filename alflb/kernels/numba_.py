@@ -39,7 +39,7 @@ def allocate_in_groups(
     """Top-K of scores + bias from each token's best groups of experts; all ties to the lowest index."""
     experts_TK = np.empty((scores_TE.shape[0], top_k), dtype=np.int32)
     routing = make_routing(bias_E, scores_TE.dtype, top_k)
-    scores = scores_TE.reshape(-1)
+    scores = _flat(scores_TE)
 
     def work(results: Results, first: int, last: int) -> None:
         nodes = NodeScratch(np.empty(n_group, dtype=scores.dtype), np.empty(n_group, dtype=np.bool_))
@@ -78,6 +78,13 @@ def _no_experts(top_k: int) -> NDArray[np.int32]:
     return np.empty((0, top_k), dtype=np.int32)
 
 
+def _flat(scores_TE: FloatArray) -> FloatArray:
+    """The rows one after the other, not to be written to: kernels are compiled for such arrays only."""
+    scores = scores_TE.reshape(-1)
+    scores.flags.writeable = False
+    return scores
+
+
 def _route(
     scores_TE: FloatArray,
     bias_E: FloatArray,
@@ -86,8 +93,8 @@ def _route(
     margin_T: NDArray[np.float64] = _NO_MARGINS,
 ) -> tuple[NDArray[np.int64], float]:
     has_margins = margin_T.size > 0
-    routing = make_routing(bias_E, scores_TE.dtype, top_k, with_next=has_margins)
-    scores = scores_TE.reshape(-1)
+    routing = make_routing(bias_E, scores_TE.dtype, top_k, with_next=has_margins, is_padded=False)
+    scores = _flat(scores_TE)
 
     def work(results: Results, first: int, last: int) -> None:
         route_chunks(scores, routing, results, first, last, make_scratch(routing, top_k + has_margins))

@@ -18,6 +18,7 @@ from alflb.rules.base import (
     State,
     Tuned,
     check_fraction,
+    library_of,
     relative_shortfall,
 )
 from alflb.rules.projected import Projected
@@ -39,6 +40,7 @@ __all__ = [
     "Tuned",
     "as_rule",
     "check_fraction",
+    "library_of",
     "make_rule",
     "relative_shortfall",
     "rule_names",

@@ -25,9 +25,12 @@ class AccumulatedSign(ScheduledRule):
 
     Notes
     -----
-    What gradient accumulation does to the sign rule when the bias moves once per optimizer step. No value of M is
-    published; 4 is ours. Nothing moves at the end of an interval whose shortfalls sum to zero; a run of balanced
-    batches moves something at most once, at the end of the interval it starts in.
+    What gradient accumulation does to the sign rule when the bias moves once per optimizer step. Nothing moves at the
+    end of an interval whose shortfalls sum to zero; a run of balanced batches moves something at most once, at the end
+    of the interval it starts in.
+
+    Source: `accumulated_sign` of the repository Leonyuann/Auxiliary-loss-free (src/alf/router.py as of July 2026,
+    read; M = 4, u = 1e-3); no paper. It sums shortfalls of load fractions: the same for batches of one size.
 
     Examples
     --------

@@ -13,7 +13,8 @@ from alflb.rules.rms import Rms
 class Adam(Rms):
     """`Rms` with b1 = 0.6 in place of 0; nothing moves at exact balance once the momentum has faded.
 
-    Source: listed in rules.md with these constants and no paper.
+    Source: `adaptive_per_expert_momentum` of the repository Leonyuann/Auxiliary-loss-free (src/alf/router.py and the
+    configurations of its 300M and 1B runs as of July 2026, read); no paper.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,6 +129,10 @@ class Rule(ABC):
     routes_as: ClassVar[str | None] = None
     """Name of the rule that gives the same loads, for a rule that differs from it in the mean of the bias only."""
 
+    on_tensors: ClassVar[bool] = False
+    """Whether `step` takes float64 torch tensors as well as arrays, with the same bits, and reads no number of theirs.
+
+    A balancer can then leave bias and memory on the device; the memory is an array or a tuple of arrays."""
     is_reference: ClassVar[bool] = False
     """Whether it is what rules are measured against, and not a rival of theirs."""
     exchanged: ClassVar[str | None] = None
@@ -170,12 +175,25 @@ RULES: Registry[Rule] = Registry("rule")
 def relative_shortfall(load_E: NDArray[np.int64], target_E: NDArray[np.float64]) -> NDArray[np.float64]:
     """(target - load) / mean target: how many mean loads each expert lacks; the e of the rules' formulas.
 
+    The mean target is taken from the loads, whose sum is the same: whole numbers add up to one result in any order.
+
     Examples
     --------
     >>> relative_shortfall(np.array([3, 1, 2]), np.array([2.0, 2.0, 2.0])).tolist()
     [-0.5, 0.5, 0.0]
     """
-    return np.asarray((target_E - load_E) / target_E.mean())
+    return (target_E - load_E) / (load_E.sum() / len(load_E))
+
+
+def library_of(values: Any) -> Any:
+    """The module whose functions take these values: numpy for an array, torch for a tensor.
+
+    Examples
+    --------
+    >>> library_of(np.zeros(2)).__name__
+    'numpy'
+    """
+    return sys.modules[type(values).__module__.partition(".")[0]]
 
 
 def check_fraction(value: Any, name: str) -> float:

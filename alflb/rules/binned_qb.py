@@ -34,7 +34,9 @@ class BinnedQuantileBalancing(Rule):
     Scores between 0 and 1 are in range always. Others are counted in the end bins: the bias then moves by about 1 per
     step towards its quantile. At exact balance the interpolated quantile lies up to a bin off: there is no exact fixed
     point. `histogram_qb` spans the values of the batch instead, which all devices have to agree on first.
-    Source: Kimi K3 report, arXiv 2607.24653 (range, bins, interpolation, recentering, next batch).
+
+    Source: Kimi K3 report, arXiv 2607.24653, 2.3.3: range set anew at every step, bins, counts added over micro-batches
+    and ranks, interpolation, recentering, use on the next batch; an average over steps (`decay`) is optional there.
 
     Examples
     --------

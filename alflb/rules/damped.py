@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,9 @@ class Damped(ScheduledRule):
     an expert that needs the bias b* keeps a load about d b* / u mean loads off target. What it buys is that the bias
     cannot run away and that an old mistake fades: it is the gradient step on D(p) + d |p|^2 / (2 eps), eps as in C1.
 
-    Source: "One Must Imagine Experts Happy", known to us by title and formula only (rules.md).
+    Source: Thaman, "One Must Imagine Experts Happy", workshop SLLM at ICLR 2025 (OpenReview gsAkhArtfT): dual ascent,
+    steps "proportional to each expert's load error with a damping term". That is its abstract; the form of the damping
+    here, a leak, is from a secondary source and could not be confirmed.
 
     Examples
     --------
@@ -38,6 +41,8 @@ class Damped(ScheduledRule):
     >>> rule.step(np.array([1.0, -1.0]), seen, ())[0].tolist()
     [0.5, -0.5]
     """
+
+    on_tensors: ClassVar[bool] = True
 
     damping: float = 1e-3
 

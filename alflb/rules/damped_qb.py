@@ -25,14 +25,14 @@ class DampedQuantileBalancing(Rule):
     Parameters
     ----------
     gain : float
-        g, 0 < g <= 1; 1 is `qb`. No value is published to our knowledge (a configuration in public code has an EMA
-        of 0, that is g = 1); 0.1 is ours.
+        g, 0 < g <= 1; 1 is `qb`, and the default of Megatron-LM (an EMA of 0). 0.1 is ours.
 
     Notes
     -----
     By convexity D never rises on the batch the step is made from. At exact balance no token moves, as for `qb`.
 
-    Source: rules.md, after Su, kexue.fm 11619.
+    Source: Megatron-LM's `moe_router_quantile_balancing_ema` = 1 - g (main branch, August 2026, read), on the mean of
+    the quantiles of micro-batches. Su, kexue.fm 11619, has the undamped rule.
 
     Examples
     --------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,11 @@ class Ema(ScheduledRule):
 
     Notes
     -----
-    In use: beta 0.5 with u = 0.1 on load fractions (secondary source, see rules.md); as u is per mean load here, that
-    is u = 0.1 / E. The average stays zero when all loads so far were on target. After that nothing moves at exact
-    balance only once the average has faded: balance reached at average ebar is overshot by u ebar beta / (1 - beta).
+    In use: beta 0.5 with u = 0.1 on load fractions; as u is per mean load here, that is u = 0.1 / E. The average stays
+    zero when all loads so far were on target. After that nothing moves at exact balance only once the average has
+    faded: balance reached at average ebar is overshot by u ebar beta / (1 - beta).
+
+    Source: `ema` of the repository Leonyuann/Auxiliary-loss-free (src/alf/router.py as of July 2026, read); no paper.
 
     Examples
     --------
@@ -36,6 +39,8 @@ class Ema(ScheduledRule):
     >>> rule.step(np.zeros(3), seen, rule.init(3))[0].tolist()
     [-0.25, 0.25, 0.0]
     """
+
+    on_tensors: ClassVar[bool] = True
 
     beta: float = 0.5
 

@@ -1,4 +1,4 @@
-"""Quantile balancing from histograms: counts of E x B bins in place of all scores."""
+"""Quantile balancing from a histogram over the values of the batch itself; `binned_qb` is the published form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from alflb.rules.quantiles import FloatMatrix, excesses, keep_finite, ranks, thr
 class HistogramQuantileBalancing(Rule):
     """`qb` with r = alpha_i - s_ij counted in B equal bins for each expert: b_j is where the count passes q.
 
-    Devices then exchange E x B counts, and the two ends of the range, instead of T x E scores.
+    The bins span the batch's own values, so the error does not depend on the scale of the scores. The price is that
+    all devices must agree on the two ends of the range before they count. Kimi K3 avoids that by a range made from
+    the bias alone: `binned_qb`, which is the rule to train with.
 
     Parameters
     ----------
@@ -30,9 +32,10 @@ class HistogramQuantileBalancing(Rule):
     -----
     The bins span all finite r of the batch, and b_j is the middle of the bin that holds the (q+1)-th smallest r_j,
     which is `qb`'s value before centering; so the error of each bias is at most half a bin, and so is that of the mean
-    taken out (rules.md: one bin). At exact balance tokens within a bin of the boundary may move: it has no exact
-    fixed point. Source: Kimi K3, known from rules.md; which range and which point of the bin is used there is not
-    known to us.
+    taken out. At exact balance tokens within a bin of the boundary may move: it has no exact fixed point.
+
+    Source: ours, made before the form of the K3 report was known; `qb`'s bound in its simplest shape. B = 1000 is
+    theirs.
 
     Examples
     --------

@@ -25,8 +25,8 @@ class Multiplicative(ScheduledRule):
     (ours; the published rule would let it turn negative, which reverses an expert's order of tokens). Affinity and
     dual value measured on logarithms are in log units, and not comparable with those of the other rules.
 
-    Source: a variant in Wang et al., arXiv 2408.15664, known to us from rules.md without a formula for the update;
-    the sign step on m, starting from m = 1 (bias 0), is our reading. Nothing moves at exact balance.
+    Source: a variant in Wang et al., arXiv 2408.15664, table 4 (selection by s * b, from b = 1, u = 1e-2 ... 1e-4); the
+    formula of its update could not be confirmed, and the sign step on m is our reading. Nothing moves at exact balance.
 
     Examples
     --------

@@ -25,6 +25,7 @@ class NoBias(Rule):
     [0.5, 0.0]
     """
 
+    on_tensors: ClassVar[bool] = True
     exchanged: ClassVar[str | None] = "none"
 
     def step(self, bias_E: NDArray[np.float64], seen: Observation, state: State) -> tuple[NDArray[np.float64], State]:

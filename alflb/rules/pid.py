@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,8 @@ class Pid(ScheduledRule):
     >>> first_E.tolist(), second_E.tolist()
     ([-1.25, 1.25], [-0.25, 0.25])
     """
+
+    on_tensors: ClassVar[bool] = True
 
     proportional: float = 1.0
     derivative: float = 0.1

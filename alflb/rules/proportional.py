@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ class Proportional(DirectionRule):
     >>> Proportional(0.5).direction(np.array([3, 1, 2]), np.array([2.0, 2.0, 2.0])).tolist()
     [-0.5, 0.5, 0.0]
     """
+
+    on_tensors: ClassVar[bool] = True
 
     def direction(self, load_E: NDArray[np.int64], target_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """(target - load) / mean target."""

@@ -37,8 +37,9 @@ class QuantileBalancing(Rule):
     exact balance with no ties at the top-K boundary the bias may still move, but no token does, and a second update
     moves nothing: chosen pairs stay above alpha_i and the others rise to it at most.
 
-    Source: Su, kexue.fm 11619; Kimi K3; Megatron-LM and torchtitan have it. Formula from rules.md. In Megatron-LM the
-    quantities are averaged over micro-batches before they are used, which is not the quantile of the whole batch.
+    Source: Su, kexue.fm 11619. Megatron-LM has it on raw logits (main branch, August 2026, read; not in release 0.16.1)
+    and averages the quantiles of micro-batches and ranks, which is not the quantile of the whole batch. Kimi K3 counts
+    in bins instead: `binned_qb`.
 
     Examples
     --------

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules.base import RULES, DirectionRule
+from alflb.rules.base import RULES, DirectionRule, library_of
 
 
 @RULES.register("recentred_sign")
@@ -26,9 +26,11 @@ class RecentredSign(DirectionRule):
     [-1.333, 0.667, 0.667]
     """
 
+    on_tensors: ClassVar[bool] = True
     routes_as: ClassVar[str | None] = "sign"
 
     def direction(self, load_E: NDArray[np.int64], target_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """sign(target - load) minus its mean over the experts."""
-        sign_E = np.sign(target_E - load_E)
-        return sign_E - sign_E.mean()
+        shortfall_E = target_E - load_E
+        sign_E = library_of(shortfall_E).sign(shortfall_E)
+        return sign_E - sign_E.sum() / len(sign_E)

@@ -33,8 +33,9 @@ class Rms(ScheduledRule):
     There is no correction for the start, so the first step is u (1 - b1) / sqrt(1 - b2), 3.2 u by default. With
     b1 = 0 nothing moves at exact balance; otherwise once m has faded.
 
-    Source: listed in rules.md with these constants and no paper; RMSProp (Tieleman & Hinton, 2012) and Adam (Kingma &
-    Ba, arXiv 1412.6980) without bias correction.
+    Source: `adaptive_per_expert` of the repository Leonyuann/Auxiliary-loss-free (src/alf/router.py as of July 2026,
+    read; its errors are of load fractions, so its eps is E^2 times as large here); no paper. RMSProp (Tieleman &
+    Hinton, 2012) and Adam (Kingma & Ba, arXiv 1412.6980) without bias correction.
 
     Examples
     --------

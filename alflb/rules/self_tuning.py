@@ -4,8 +4,9 @@ A load says where the optimal bias is. With r the relative shortfall of each exp
 (d log load / d bias), bias + r / kappa is an unbiased, noisy sighting of the optimum, on every batch and wherever the
 bias stands. Balancing is then the prediction of the next sighting from those before, which is a linear problem:
 
-- *Search.* While kappa is unknown, steps double until the loads answer. The answer is the curvature.
+- *Search.* While kappa is unknown, steps grow fourfold until the loads answer. The answer is the curvature.
 - *Averages.* The sightings are averaged over the last batch, the last 2, 4, 8, 16, and over all of them.
+  Batches that are calmer than independent tokens can be, as one fixed batch is, count inversely to their noise.
 - *Weights.* The next bias is the long average plus a_1 ... a_5 times the differences of neighboring averages. The
   weights are least squares over all experts and the recent batches, shrunk to 0. So the long average (steps of 1/n)
   rules until the data show that something else predicts better: a step size, a trend, or noise that repeats.
@@ -28,24 +29,28 @@ from alflb.rules.base import RULES, Observation, Rule
 Vector = NDArray[np.float64]
 
 FIRST_STEP = 2.0**-30
-"""Score units. Any number far below the scores' own scale does: the search takes one batch per factor of 2."""
+"""Score units. Any number far below the scores' own scale does: the search takes one batch per factor of `GROWTH`."""
 STEP_RANGE = 2.0**80
 """Largest factor between the first step and any other."""
-CALM_BATCHES = 8
-"""Batches at the first step, whose noise is measured before steps double."""
+CALM_BATCHES = 4
+"""Batches at the first step, whose noise is measured before steps grow."""
+GROWTH = 4.0
+"""Factor from one step of the search to the next."""
 ALARM_SLACK, ALARM = 1.0, 4.0
 """Standard deviations: what a CUSUM chart ignores per batch, and the sum at which it says that loads answer."""
-SWINGS = 4
-"""Successive reversals of the shortfall, none smaller than the one before, that are an answer and not chance: for two
-experts and noise alone 1 / (5! 2^4), far less for more experts."""
 MEMORY = 0.9
-"""Share of the old value kept, per batch, by the running level of noise, of tokens per batch, and of persistence."""
+"""Share of the old value kept, per batch, by running averages: noise, tokens per batch, persistence; in the search also
+loads and bias."""
 SURPRISE = 4.0
 """A batch this many times noisier than usual is a jump of the optimum until the next batch says otherwise."""
 NEW_SLOPE = 0.5
 """Weight of a new measurement of the curvature against all earlier ones, times its share of signal."""
 LARGEST_FALL = 0.25
 """Smallest factor by which one measurement may change the curvature."""
+LARGEST_STEP = 4.0
+"""Largest step size, in Newton steps: where gains have become small, shortfalls agree whatever the step size."""
+LEAST_NOISE = 1.0 / 64.0
+"""Level of noise below which a calmer batch counts no more than any other in the averages."""
 NUM_AVERAGES = 6
 """Averages over 1, 2, 4, 8, 16 batches, and over all batches."""
 LEARNING_MEMORY = 0.99
@@ -58,7 +63,7 @@ DEAD_TOKENS = 16.0
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What the rule keeps: ten vectors of E numbers, the normal equations of five weights and a handful of numbers."""
+    """What the rule keeps: twelve vectors of E numbers, normal equations of five weights, a handful of numbers."""
 
     load_E: NDArray[np.int64]
     shortfall_E: Vector
@@ -66,6 +71,9 @@ class Memory:
     """Loads and relative shortfalls of the last batch, and how the bias moved after it."""
     missed_E: Vector
     """Tokens that an expert was expected to get since it last got one."""
+    usual_E: Vector
+    ahead_E: Vector
+    """While the curvature is searched: the running average of the shortfalls, and the bias less its running average."""
     offset_ME: Vector
     """The averages of sightings, relative to the bias in force."""
     information_DD: Vector
@@ -76,13 +84,9 @@ class Memory:
     usual_tokens: float = 0.0
     """Running level of the tokens per batch, 0 before the first batch."""
     calm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Number, sum and sum of squares of the falls of the shortfall before the loads answered."""
+    """Number, sum and sum of squares of the scores of the search before the loads answered."""
     alarm: float = 0.0
-    """The CUSUM chart of the falls, standard deviations."""
-    swings: int = 0
-    """Successive reversals of the shortfall, none smaller than the one before."""
-    answer: tuple[float, float] = (0.0, 0.0)
-    """Numerator and denominator of the curvature, while it is searched."""
+    """The CUSUM chart of these scores, standard deviations."""
     curvature: float = 0.0
     """Relative change of load per score unit; 0 while it is searched."""
     noise: float = 0.0
@@ -90,7 +94,7 @@ class Memory:
     persistence: float = 0.0
     """Running correlation of successive shortfalls."""
     num_averaged: float = 0.0
-    """Batches in the longest average."""
+    """Weight of the batches in the longest average."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,15 @@ class _Batch:
         """Squared size of the shortfall."""
         return self.inner(self.shortfall_E, self.shortfall_E)
 
-    def answer(self, memory: Memory, expected_E: Vector) -> tuple[float, float]:
-        """How far the shortfalls fell below `expected_E` along the last move, and the square of that move.
+    def answer(self, last_E: Vector, move_E: Vector) -> tuple[float, float]:
+        """How far the shortfalls fell below `last_E` along a move, and the square of that move.
 
         Their ratio is the curvature. Loads answer in proportion to themselves: log load = curvature bias + constant.
         """
-        mean_load_E = np.where(self.metric_E > 0.0, 0.5 * (memory.load_E + self.load_E), 0.0)
+        mean_load_E = self.metric_E * (1.0 - 0.5 * (last_E + self.shortfall_E))
         total = _sum(mean_load_E)
-        pull_E = memory.move_E - _sum(mean_load_E * memory.move_E) / total if total > 0.0 else memory.move_E
-        return self.inner(pull_E, expected_E - self.shortfall_E), _sum(mean_load_E * pull_E * pull_E) / self.degrees
+        pull_E = move_E - _sum(mean_load_E * move_E) / total if total > 0.0 else move_E
+        return self.inner(pull_E, last_E - self.shortfall_E), _sum(mean_load_E * pull_E * pull_E)
 
 
 @RULES.register("self_tuning")
@@ -145,17 +149,17 @@ class SelfTuning(Rule):
     """b += the move that least squares on past loads predicts to balance the next batch; nothing to set.
 
     With r = (target - load) / target and kappa the measured curvature, b + r / kappa is a sighting of the optimum.
-    Steps double until loads answer, which gives kappa; then b = A_5 + a_0 (A_0 - A_1) + ... + a_4 (A_4 - A_5). The
+    Steps grow until loads answer, which gives kappa; then b = A_5 + a_0 (A_0 - A_1) + ... + a_4 (A_4 - A_5). The
     A_j are averages of the sightings over 1, 2, 4, 8, 16 and all batches, the a_j least squares on past loads.
 
     Notes
     -----
-    Loads only; memory 10 E numbers. Exactly equivariant under a permutation of the experts, and under a common shift of
+    Loads only; memory 12 E numbers. Exactly equivariant under a permutation of the experts, and under a common shift of
     the bias. Scores and `FIRST_STEP` times a power of two give the same loads, bit for bit; with `FIRST_STEP` fixed, as
-    it must be (no rule can know the unit of scores from loads before it has moved a load), scores twice as large cost
-    one more step of search. A batch without tokens changes nothing. Loads that repeat exactly teach nothing. An expert
-    that gets no token however its bias rises is left out of what is learned, and its bias keeps rising. Nothing moves
-    at exact balance from rest; while the averages differ the bias keeps moving with them.
+    it must be (no rule can know the unit of scores from loads before it has moved a load), scores four times as large
+    cost one more step of search. A batch without tokens changes nothing. Loads that repeat exactly teach nothing. An
+    expert that gets no token however its bias rises is left out of what is learned, and its bias keeps rising. Nothing
+    moves at exact balance from rest; while the averages differ the bias keeps moving with them.
 
     The constants of this module are ours; what a factor of 4 either way does is measured in
     docs/experiments/self_tuning.md.
@@ -183,6 +187,8 @@ class SelfTuning(Rule):
             shortfall_E=none_E,
             move_E=none_E,
             missed_E=none_E,
+            usual_E=none_E,
+            ahead_E=none_E,
             offset_ME=np.zeros((NUM_AVERAGES, num_experts)),
             information_DD=np.zeros((differences, differences)),
             evidence_D=np.zeros(differences),
@@ -219,36 +225,31 @@ class SelfTuning(Rule):
 
 
 def _searched(memory: Memory, batch: _Batch) -> Memory:
-    """Whether the shortfalls of this batch answer to the last moves; if so, the curvature and the level of noise.
+    """Whether the loads of this batch answer to where the bias has gone; if so, the curvature.
 
-    The share of the last shortfall that is gone, the fall, has some mean and spread from sampling alone. A CUSUM chart
-    of the falls ends the search. So do swings that grow: with two experts the falls can spread so widely, one shortfall
-    near 0 is enough, that the chart never sounds.
+    Shortfalls and bias are compared with their running averages. The score is the slope of one against the other over
+    its standard error for independent tokens. Scores have some mean and spread without any answer; a CUSUM chart of
+    them ends the search.
     """
-    last_E = memory.shortfall_E
-    size = batch.inner(last_E, last_E)
-    if size == 0.0:
-        return memory
-    fall = 1.0 - batch.inner(last_E, batch.shortfall_E) / size
     count, total, squares = memory.calm
-    usual = total / count if count else 0.0
-    spread = math.sqrt(max((squares - count * usual**2) / max(count - 1.0, 1.0), 1.0 / (batch.degrees * size)))
-    top, bottom = batch.answer(memory, (1.0 - usual) * last_E)
-    top, bottom = MEMORY * memory.answer[0] + top, MEMORY * memory.answer[1] + bottom
-    alarm = 0.0
-    if count >= CALM_BATCHES:
-        alarm = max(0.0, memory.alarm + (fall - usual) / spread - ALARM_SLACK)
-    swings = memory.swings + 1 if fall > 1.0 and batch.size >= size else 0
-    if (alarm > ALARM or swings == SWINGS) and top > 0.0:
-        return replace(memory, curvature=top / bottom, step_size=bottom / top, noise=max(usual * size, 1.0))
-    calm = memory.calm if alarm > 0.0 else (count + 1.0, total + fall, squares + fall**2)
-    return replace(memory, calm=calm, alarm=alarm, swings=swings % SWINGS, answer=(top, bottom))
+    top, bottom = batch.answer(memory.usual_E, memory.ahead_E)
+    score = top * math.sqrt(batch.degrees / bottom) if bottom > 0.0 else 0.0
+    usual = total / max(count, 1.0)
+    spread = math.sqrt(max(squares / max(count, 1.0) - usual**2, 1.0))
+    alarm = max(0.0, memory.alarm + (score - usual) / spread - ALARM_SLACK) if count >= CALM_BATCHES else 0.0
+    if alarm > ALARM and top > 0.0:
+        return replace(memory, curvature=top / bottom, step_size=bottom / top, noise=1.0)
+    calm = memory.calm if alarm > 0.0 or bottom == 0.0 else (count + 1.0, total + score, squares + score**2)
+    gain = max(1.0 / (count + 1.0), 1.0 - MEMORY)
+    usual_E = memory.usual_E + gain * (batch.shortfall_E - memory.usual_E)
+    return replace(memory, calm=calm, alarm=alarm, usual_E=usual_E, ahead_E=(1.0 - gain) * memory.ahead_E)
 
 
 def _searching_move(memory: Memory, batch: _Batch) -> tuple[Vector, Memory]:
-    """A proportional step, each twice as large as the one before once the noise is known."""
-    step_size = _bounded(2.0 * memory.step_size) if memory.calm[0] >= CALM_BATCHES else memory.step_size
-    return step_size * batch.shortfall_E, replace(memory, step_size=step_size)
+    """A proportional step, each `GROWTH` times as large as the one before once the noise is known."""
+    step_size = _bounded(GROWTH * memory.step_size) if memory.calm[0] >= CALM_BATCHES else memory.step_size
+    move_E = step_size * batch.shortfall_E
+    return move_E, replace(memory, step_size=step_size, ahead_E=memory.ahead_E + move_E)
 
 
 def _measured(memory: Memory, batch: _Batch, jumps: bool) -> Memory:
@@ -261,7 +262,7 @@ def _measured(memory: Memory, batch: _Batch, jumps: bool) -> Memory:
     last_E = memory.shortfall_E
     last_size = batch.inner(last_E, last_E)
     signal = max(0.0, 1.0 - 2.0 * max(memory.noise, 1.0) / last_size) if last_size > 0.0 else 0.0
-    top, bottom = batch.answer(memory, last_E)
+    top, bottom = batch.answer(last_E, memory.move_E)
     curvature = memory.curvature
     if signal > 0.0 and bottom > 0.0:
         curvature = max(curvature + NEW_SLOPE * signal * (top / bottom - curvature), LARGEST_FALL * curvature)
@@ -270,7 +271,8 @@ def _measured(memory: Memory, batch: _Batch, jumps: bool) -> Memory:
     persistence = _blend(memory.persistence, agreement)
     chance = 2.0 * math.sqrt((1.0 - MEMORY) / (1.0 + MEMORY) / batch.degrees)
     beyond_chance = math.copysign(max(0.0, abs(persistence) - chance), persistence)
-    step_size = _bounded(1.0 / curvature if jumps else memory.step_size * math.exp(beyond_chance))
+    step_size = 1.0 / curvature if jumps else memory.step_size * math.exp(beyond_chance)
+    step_size = _bounded(min(step_size, LARGEST_STEP / curvature))
     return replace(memory, curvature=curvature, persistence=persistence, step_size=step_size)
 
 
@@ -320,8 +322,8 @@ def _taught(memory: Memory, batch: _Batch, sighting_E: Vector) -> Memory:
 
 
 def _weight(memory: Memory, batch: _Batch) -> float:
-    """What a batch counts for in the averages: its tokens, against the usual number."""
-    return batch.tokens / memory.usual_tokens
+    """What a batch counts for in the averages: its tokens, against the usual number; more where there is no noise."""
+    return batch.tokens / memory.usual_tokens / min(1.0, max(memory.noise, LEAST_NOISE))
 
 
 def _averaged(memory: Memory, sighting_E: Vector, weight: float) -> Vector:

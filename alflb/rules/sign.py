@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alflb.rules.base import RULES, DirectionRule
+from alflb.rules.base import RULES, DirectionRule, library_of
 
 
 @RULES.register("sign")
@@ -25,6 +26,9 @@ class Sign(DirectionRule):
     [-1.0, 1.0, 0.0]
     """
 
+    on_tensors: ClassVar[bool] = True
+
     def direction(self, load_E: NDArray[np.int64], target_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """sign(target - load), with sign(0) = 0."""
-        return np.sign(target_E - load_E)
+        shortfall_E = target_E - load_E
+        return library_of(shortfall_E).sign(shortfall_E)

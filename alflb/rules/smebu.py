@@ -28,8 +28,10 @@ class Smebu(ScheduledRule):
 
     Notes
     -----
-    Source: Trinity, arXiv 2602.17004; formula and constants from rules.md, a secondary source. Nothing moves at exact
-    balance once the momentum m has faded.
+    Nothing moves at exact balance once the momentum m has faded.
+
+    Source: Trinity, arXiv 2602.17004. Formula and constants agree in two public summaries of the report, one with the
+    constants of Trinity Large; the report itself was not at hand.
 
     Examples
     --------

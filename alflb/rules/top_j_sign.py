@@ -28,7 +28,9 @@ class TopJSign(DirectionRule):
     Experts that tie with the j-th move as well, so which experts move does not depend on their numbering. Nothing
     moves at exact balance.
 
-    Source: listed in rules.md without one ("balanced top-j sign").
+    Source: `balanced_topk_sign` of the repository Leonyuann/Auxiliary-loss-free (src/alf/router.py as of July 2026,
+    read); no paper. There as many experts rise as fall, so j shrinks to the smaller of the two sides, and ties are
+    broken by index; both are otherwise here.
 
     Examples
     --------

@@ -36,7 +36,7 @@ class RegisteredStream(Stream, Protocol):
     """A stream with a name, and what others must know of it."""
 
     scores_are_gates: ClassVar[bool]
-    """Whether scores are gates in [0, 1] already; logits otherwise."""
+    """Whether scores are gates, what a router makes of its logits; logits otherwise."""
     replays_a_trace: ClassVar[bool]
     """Whether it is made from a router trace, so that the number of experts is not a parameter of it."""
 

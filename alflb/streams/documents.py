@@ -19,7 +19,7 @@ from alflb.streams.linear_router import LinearRouter
 class Documents(LinearRouter):
     r"""The `linear_router` on text: a topic is held for a document, topics have Zipf frequencies.
 
-    gamma_i = sigmoid or softmax of (z_i W + offsets), z_i ~ N(mean of the topic of token i, I). A document's length is
+    gamma_i = a score function of (z_i W + offsets), z_i ~ N(mean of the topic of token i, I). A document's length is
     geometric; its topic is drawn with probability proportional to rank^(-topic_exponent). Documents run on over the
     end of a batch, so short batches resemble the batch before. Tokens at distance d share their topic with probability
 

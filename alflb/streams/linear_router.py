@@ -14,13 +14,11 @@ from alflb.problem import FloatArray, check_count, check_number
 from alflb.registry import unknown_name
 from alflb.streams.base import STREAMS, SyntheticStream, seeded
 
-_SCORE_FUNCTIONS = ("sigmoid", "softmax")
-
 
 @STREAMS.register("linear_router")
 @dataclass(frozen=True)
 class LinearRouter(SyntheticStream):
-    """gamma_i = sigmoid or softmax of (z_i W + offsets), z_i Gaussian or a mixture of Gaussians.
+    """gamma_i = a score function of (z_i W + offsets), z_i Gaussian or a mixture of Gaussians.
 
     Parameters
     ----------
@@ -30,8 +28,9 @@ class LinearRouter(SyntheticStream):
         1: z ~ N(0, I). More: each token picks a topic at random and z ~ N(topic mean, I).
     topic_scale : float
         Standard deviation of the topic means' coordinates; matters when num_topics > 1.
-    score_function : {"sigmoid", "softmax"}
-        How logits become scores: DeepSeek-V3 uses sigmoid, older routers softmax.
+    score_function : {"sigmoid", "softmax", "sqrtsoftplus"}
+        How logits become scores: DeepSeek-V3 uses sigmoid, older routers softmax, DeepSeek-V4 sqrt(log(1 + exp(x))),
+        which has no upper end.
 
     Examples
     --------
@@ -52,8 +51,8 @@ class LinearRouter(SyntheticStream):
         check_count(self.hidden_dim, "hidden_dim")
         check_count(self.num_topics, "num_topics")
         check_number(self.topic_scale, "topic_scale")
-        if self.score_function not in _SCORE_FUNCTIONS:
-            raise unknown_name("score_function", self.score_function, _SCORE_FUNCTIONS)
+        if self.score_function not in SCORE_FUNCTIONS:
+            raise unknown_name("score_function", self.score_function, SCORE_FUNCTIONS)
 
     def batches(self, seed: int) -> Iterator[FloatArray]:
         """Batches for t = 1, 2, ... without end."""
@@ -70,7 +69,7 @@ class LinearRouter(SyntheticStream):
     def _router(self) -> Callable[[NDArray[np.float64]], FloatArray]:
         """Scores of embeddings, by weights that are made once."""
         weights_HE, offset_E = self._weights(), self.offset_E()
-        gates = sigmoid if self.score_function == "sigmoid" else _softmax
+        gates = SCORE_FUNCTIONS[self.score_function]
 
         def route(z_TH: NDArray[np.float64]) -> FloatArray:
             logits_TE = z_TH @ weights_HE
@@ -100,3 +99,15 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     normalized: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return normalized
+
+
+def _sqrtsoftplus(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(np.logaddexp(0.0, logits))
+
+
+SCORE_FUNCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "sigmoid": sigmoid,
+    "softmax": _softmax,
+    "sqrtsoftplus": _sqrtsoftplus,
+}
+"""What routers make of their logits, by name."""

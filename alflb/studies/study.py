@@ -29,7 +29,7 @@ from alflb.io import Row, write_rows
 from alflb.observers import make_observers
 from alflb.problem import AssignmentProblem, FloatArray, check_count, check_number
 from alflb.rules import RULES, Rule, make_rule
-from alflb.schedules import Schedule, as_schedule, make_schedule, step_size_at
+from alflb.schedules import Schedule, make_schedule, step_size_at
 from alflb.simulation import simulate
 from alflb.streams import Static, Stream, make_stream
 from alflb.streams.trace import TraceReplay
@@ -115,19 +115,29 @@ class Study:
     def __post_init__(self) -> None:
         if not self.arms or (self.step_sizes is not None and not self.step_sizes):
             raise ValueError("a study needs at least one rule and one step size")
-        for step_size in DEFAULT_STEP_SIZES if self.step_sizes is None else self.step_sizes:
-            check_number(step_size, "step_sizes", positive=True)
+        if self.step_sizes is not None:
+            self._check_step_sizes(self.step_sizes)
         names = [arm_words(*arm) for arm in self.arms]
         if len(set(names)) < len(names):
             raise ValueError(f"arms are {', '.join(' '.join(name) for name in names)}; name each of them once")
         for rule, schedule in self.arms:
             _make_rule(rule, schedule, 1.0, 1)
+            if rule == BASELINE_RULE:
+                raise ValueError(f"arms name {rule!r}, which every study runs as its baseline; leave it out")
         if self.num_steps is not None:
             check_count(self.num_steps, "num_steps", minimum=2)
         if check_count(self.seed, "seed", minimum=0) >= 2**63:
             raise ValueError(f"seed is {self.seed}; pass one below 2**63, so that it fits a column of the rows")
         if self.trace.scores_TE.shape[0] < 2:
             raise ValueError("the study splits its trace in halves; give a trace of at least two tokens")
+
+    def _check_step_sizes(self, step_sizes: Sequence[float]) -> None:
+        for step_size in step_sizes:
+            check_number(step_size, "step_sizes", positive=True)
+        if len(set(step_sizes)) < len(step_sizes):
+            raise ValueError(f"step_sizes are {', '.join(map(str, step_sizes))}; give each of them once")
+        if not any(_has_grid(*arm) for arm in self.arms):
+            raise ValueError("step_sizes have no effect on arms that have no step size; leave them out")
 
     @property
     def static_steps(self) -> int:
@@ -468,7 +478,11 @@ class _Bench:
 def _make_rule(name: str, schedule: str | Schedule, step_size: float | None, num_steps: int) -> Rule:
     """The rule of an arm; one without a step size runs as it is, and refuses a schedule."""
     if not RULES.get(name).takes_schedule:
-        return make_rule(name, None if schedule == NO_SCHEDULE else as_schedule(schedule))
+        if schedule != NO_SCHEDULE:
+            raise ValueError(
+                f"schedule is {schedule!r}, but the rule {name!r} has no step size; leave the schedule out"
+            )
+        return make_rule(name)
     if callable(schedule):
         return make_rule(name, schedule)
     assert step_size is not None  # every arm with a named schedule has a grid

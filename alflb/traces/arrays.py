@@ -63,6 +63,24 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     return {name: stored.read() for name, stored in open_arrays(path).items()}
 
 
+def read_value(path: str | os.PathLike[str]) -> Any:
+    """What a file holds, in Python's own types and arrays: see `alflb.traces.foreign.parse`.
+
+    An ``.npz`` archive is a mapping of its arrays by name, an ``.npy`` file one with the name "".
+
+    Raises
+    ------
+    TraceError
+        If the file is missing, damaged, or of a kind that is not known.
+    """
+    path = Path(path)
+    with _reporting_damage(path):
+        start = _first_bytes(path)
+        if start.startswith(b"\x93NUMPY") or (start.startswith(b"PK") and not foreign.is_torch_archive(path)):
+            return read_arrays(path)
+        return foreign.parse(path)
+
+
 def pick_array(path: str | os.PathLike[str], arrays: Mapping[str, StoredArray], name: str | None) -> NDArray[Any]:
     """The array called `name`, or the only one there is.
 

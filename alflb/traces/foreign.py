@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,29 @@ def read(path: Path) -> Iterable[tuple[str, NDArray[Any]]]:
     """The numeric arrays of a file by name; one array without a name is called "".
 
     A table has one array for each column; a column of lists of equal length is a two-dimensional array. A CSV file
-    without a header line, a JSON list and JSON lines that are lists are one matrix without a name.
+    without a header line, a JSON list and JSON lines that are lists are one matrix without a name. Of a PyTorch file,
+    only tensors are taken.
+
+    Raises
+    ------
+    UnknownFormat
+        If the suffix is not known or torch is missing.
+    Exception
+        Whatever the decoder raises on a damaged file.
+    """
+    value = parse(path)
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return _named_arrays(_columns(value))
+    if isinstance(value, dict) and any(isinstance(entry, np.ndarray) for entry in value.values()):
+        return [(name, entry) for name, entry in value.items() if isinstance(entry, np.ndarray)]
+    return _named_arrays(value)
+
+
+def parse(path: Path) -> Any:
+    """What a file holds, in Python's own types and arrays.
+
+    JSON is what it says, JSON lines are a list, a table (CSV, Parquet) is a mapping of its columns' names to lists, or
+    a list of rows if it has no names. Of a PyTorch file, tensors are arrays wherever they are nested.
 
     Raises
     ------
@@ -37,14 +59,14 @@ def read(path: Path) -> Iterable[tuple[str, NDArray[Any]]]:
     """
     suffix = path.suffix.lower()
     if is_torch_archive(path) or suffix in (".pt", ".pth"):
-        return _read_torch(path)
-    if suffix not in _READERS:
+        return _parse_torch(path)
+    if suffix not in _PARSERS:
         raise UnknownFormat(
             _ADVICE.get(suffix)
-            or f"it is none of .npz, .npy, .pt, {', '.join(_READERS)}; save the array with numpy.save or numpy.savez"
+            or f"it is none of .npz, .npy, .pt, {', '.join(_PARSERS)}; save the array with numpy.save or numpy.savez"
         )
     require_memory(_TEXT_OVERHEAD * path.stat().st_size, f"{path}: reading text")
-    return _READERS[suffix](path)
+    return _PARSERS[suffix](path)
 
 
 def is_torch_archive(path: Path) -> bool:
@@ -55,7 +77,7 @@ def is_torch_archive(path: Path) -> bool:
         return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
 
 
-def _read_torch(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+def _parse_torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
@@ -69,36 +91,54 @@ def _read_torch(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
         raise UnknownFormat(
             "it is damaged, or holds Python objects beside tensors, which are never loaded; save the tensors alone"
         ) from None
-    named = loaded if isinstance(loaded, dict) else {"": loaded}
-    for name, value in named.items():
-        if isinstance(value, torch.Tensor) and not value.is_complex():
-            tensor = value.detach().to_dense()
-            yield str(name), (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return _without_tensors(loaded) if isinstance(loaded, dict) else {"": _without_tensors(loaded)}
 
 
-def _read_json(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+def _without_tensors(value: Any) -> Any:
+    """The same with arrays for tensors, also those in lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): _without_tensors(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(entry) for entry in value]
+    if not hasattr(value, "detach") or value.is_complex():
+        return value
+    tensor = value.detach().to_dense()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _parse_json(path: Path) -> Any:
     with path.open(encoding="utf-8") as file:
-        return _named_arrays(json.load(file))
+        return json.load(file)
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+def _parse_json_lines(path: Path) -> list[Any]:
+    rows = []
     with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        return _named_arrays(rows)
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise ValueError(f"line {number} is not JSON: {error}") from None
+    return rows
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows with the same keys as columns."""
     for row in rows[1:]:
         if row.keys() != rows[0].keys():
             raise ValueError(f"its lines have different keys: {sorted(rows[0])} and {sorted(row)}")
-    return _named_arrays({name: [row[name] for row in rows] for name in rows[0]})
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+def _parse_parquet(path: Path) -> dict[str, list[Any]]:
     import pyarrow.parquet as pq
 
-    return _named_arrays(pq.read_table(path, memory_map=False).to_pydict())
+    columns: dict[str, list[Any]] = pq.read_table(path, memory_map=False).to_pydict()
+    return columns
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+def _parse_csv(path: Path) -> dict[str, list[Any]] | list[list[Any]]:
     import pyarrow.csv
 
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -111,10 +151,10 @@ def _read_csv(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     )
     columns = [column.to_pylist() for column in table.columns]
     if not has_header:
-        return _named_arrays([list(row) for row in zip(*columns)])
+        return [list(row) for row in zip(*columns)]
     if len(set(table.column_names)) < len(table.column_names):
         raise ValueError("two of its columns have the same name")
-    return _named_arrays(dict(zip(table.column_names, columns)))
+    return dict(zip(table.column_names, columns))
 
 
 def _is_number(text: str) -> bool:
@@ -137,13 +177,13 @@ def _named_arrays(values: Any) -> Iterator[tuple[str, NDArray[Any]]]:
             yield name, array if array.dtype.kind in "iuf" else array.astype(object)
 
 
-_READERS = {
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".json": _read_json,
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".parquet": _read_parquet,
+_PARSERS: dict[str, Callable[[Path], Any]] = {
+    ".csv": _parse_csv,
+    ".tsv": _parse_csv,
+    ".json": _parse_json,
+    ".jsonl": _parse_json_lines,
+    ".ndjson": _parse_json_lines,
+    ".parquet": _parse_parquet,
 }
 
 _ADVICE = {

@@ -192,7 +192,8 @@ def open_scores(
     ----------
     path : path
     array : str, optional
-        Name of the (T, E) array in a foreign file.
+        Name of the (T, E) array in a foreign file; a trace's own arrays are known and cannot be chosen, or its padding
+        and its groups would be passed over.
     top_k : int, optional
         Overrides the trace's own; needed where the file does not say.
     grouped : bool
@@ -201,11 +202,14 @@ def open_scores(
     Raises
     ------
     TraceError
-        If the file has no scores, or more than one candidate and `array` does not choose.
+        If the file has no scores, more than one candidate and `array` does not choose, or is a trace and `array` names
+        a part of it.
     MemoryError
         If the scores do not fit into memory.
     """
     arrays = open_arrays(path)
+    if "metadata" in arrays and array in ("scores", "loads"):
+        raise TraceError(f"{path} is a trace: array (--array) has no effect on it; leave it out")
     if array is not None or "metadata" not in arrays:
         scores = pick_array(path, arrays, array)
         if top_k is None:

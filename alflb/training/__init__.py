@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from alflb.training.balancer import LoadBalancer as LoadBalancer
     from alflb.training.biases import load_biases as load_biases
     from alflb.training.biases import save_biases as save_biases
-    from alflb.training.log import Record as Record
     from alflb.training.log import TrainingLog as TrainingLog
-    from alflb.training.log import read_log as read_log
     from alflb.training.recording import capture as capture
     from alflb.training.routers import RouterLayout as RouterLayout
     from alflb.training.routers import add_bias as add_bias
@@ -25,11 +23,9 @@ if TYPE_CHECKING:
     from alflb.training.step_report import StepReport as StepReport
 
 _HOME = {
-    "Record": "log",
     "TrainingLog": "log",
     "capture": "recording",
     "load_biases": "biases",
-    "read_log": "log",
     "save_biases": "biases",
     "LayerReport": "step_report",
     "LoadBalancer": "balancer",

@@ -14,16 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from alflb.problem import check_count, check_top_k
-from alflb.rules import Rule, Sight, make_rule
+from alflb.rules import RULES, Rule, Sight, make_rule, rule_names
 from alflb.rules.binned_qb import BinnedQuantileBalancing
 from alflb.schedules import Schedule
 from alflb.training.bias_slot import BiasSlot
-from alflb.training.exchange import Exchange
-from alflb.training.layer import Counted, Layer, refuse_missing, watch, watch_scores
+from alflb.training.exchange import Exchange, unflatten
+from alflb.training.layer import NO_TOKENS, Layer, refuse_missing, watch, watch_scores
+from alflb.training.on_device import DeviceSteps
 from alflb.training.padding import Padding
 from alflb.training.routers import add_bias as add_bias_to
 from alflb.training.routers import find_choosers, find_routers
-from alflb.training.step_report import StepReport
+from alflb.training.step_report import LayerReport, StepReport
 
 _FORMAT = "alflb.training.LoadBalancer"
 _VERSION = 2
@@ -50,6 +51,7 @@ class LoadBalancer:
         rule: Rule,
         process_group: Any = None,
         on_step: Callable[[StepReport], None] | None = None,
+        on_device: bool = False,
     ) -> None:
         if on_step is not None and not callable(on_step):
             raise ValueError(f"on_step is {on_step!r}; pass a function of a StepReport, or a TrainingLog")
@@ -59,9 +61,12 @@ class LoadBalancer:
         """Steps taken so far; the next one is t = num_steps + 1 to the rule and its schedule."""
         self._layers = {layer.name: layer for layer in layers}
         self._exchange = Exchange(process_group)
+        self._device_steps = DeviceSteps(rule, layers) if on_device else None
         self._padding = Padding()
         self._handles: list[Any] = []
         self._detached = False
+        self._unchecked_model: nn.Module | None = None
+        """The model until the first step, which sees whether its routers are still those found by `attach`."""
 
     @classmethod
     def attach(
@@ -74,6 +79,7 @@ class LoadBalancer:
         add_bias: bool = False,
         process_group: Any = None,
         on_step: Callable[[StepReport], None] | None = None,
+        on_device: bool = False,
     ) -> LoadBalancer:
         """Find a model's routers, start from the biases they have, and count their loads from now on.
 
@@ -101,12 +107,17 @@ class LoadBalancer:
             all ranks, if torch.distributed is initialized.
         on_step : callable, optional
             Called with the `StepReport` of every step.
+        on_device : bool
+            Keep biases and the rule's memory on the device, and let every `step` after the first return without
+            waiting for it. Biases and loads are the same, bit for bit. A step that would be an error moves nothing, and
+            the error is raised where numbers are next read: `StepReport.layers`, `biases`, `state_dict`. For rules
+            with `on_tensors`.
 
         Raises
         ------
         ValueError
-            For a model without a known router, a rule that needs scores, a target that does not fit, or a bias that an
-            optimizer may move, that is sharded, on the meta device, or not finite.
+            For a model without a known router, a rule that needs scores or cannot run on the device, a target that
+            does not fit, or a bias that an optimizer may move, that is sharded, on the meta device, or not finite.
 
         Examples
         --------
@@ -124,7 +135,7 @@ class LoadBalancer:
         >>> int(report.layers[0].load_E.sum())
         64
         """
-        rule = _checked_rule(rule, schedule)
+        rule = _checked_rule(rule, schedule, on_device)
         if add_bias:
             add_bias_to(model)
         routers = find_routers(model)
@@ -133,12 +144,13 @@ class LoadBalancer:
             Layer(name, label, BiasSlot(router), rule, target_E)
             for name, label, router, target_E in zip(names, _labels(names), routers, _targets(target, names))
         ]
-        balancer = cls(layers, rule, process_group, on_step)
+        balancer = cls(layers, rule, process_group, on_step, on_device)
         for router, layer in zip(routers, layers):
             balancer._handles += watch(router, layer, balancer._padding)
         if rule.sees is not Sight.LOADS:
             balancer._watch_scores(model)
         balancer._handles += balancer._padding.watch(model)
+        balancer._unchecked_model = model
         return balancer
 
     @classmethod
@@ -152,6 +164,7 @@ class LoadBalancer:
         target: ArrayLike | Mapping[str, ArrayLike] | None = None,
         process_group: Any = None,
         on_step: Callable[[StepReport], None] | None = None,
+        on_device: bool = False,
     ) -> LoadBalancer:
         """A balancer without a model, for any trainer: give it loads by `add_loads`, take its `biases` after `step`.
 
@@ -162,8 +175,8 @@ class LoadBalancer:
             is for a rank that has no such layer and takes part in the sums of a group.
         top_k : int
             Experts per token.
-        rule, schedule, target, process_group, on_step
-            As in `attach`.
+        rule, schedule, target, process_group, on_step, on_device
+            As in `attach`. With `on_device`, biases are where the loads of the first step are; see `bias_tensors`.
 
         Raises
         ------
@@ -178,7 +191,7 @@ class LoadBalancer:
         >>> balancer.biases["layer_00"].tolist()
         [-0.5, 0.5, 0.0, 0.0]
         """
-        rule = _checked_rule(rule, schedule)
+        rule = _checked_rule(rule, schedule, on_device)
         if rule.sees is not Sight.LOADS:
             raise ValueError(
                 f"{rule!r} sees scores, which a balancer without a model does not; choose a load-only rule"
@@ -189,7 +202,7 @@ class LoadBalancer:
             layer = Layer(name, name, size, rule, target_E)
             layer.picks.top_k = check_top_k(top_k, layer.num_experts)
             layers.append(layer)
-        return cls(layers, rule, process_group, on_step)
+        return cls(layers, rule, process_group, on_step, on_device)
 
     def add_loads(self, layer: str, loads: Any) -> None:
         """Add loads that something else has counted, on top of what hooks count.
@@ -223,7 +236,8 @@ class LoadBalancer:
         ------
         RuntimeError
             If no forward pass in training mode has been counted, if something else has changed a bias since the
-            last step, between two micro-batches of accelerate's gradient accumulation, or after `detach`.
+            last step or replaced a router since `attach`, between two micro-batches of accelerate's gradient
+            accumulation, or after `detach`.
         ValueError
             If picks cannot be right, the ranks do not fit together, or the rule leads to a bias that is not finite.
             No bias has changed then.
@@ -231,16 +245,16 @@ class LoadBalancer:
         if self._detached:
             raise RuntimeError("this balancer is detached; attach a new one")
         _refuse_half_a_batch()
-        seen = self._sum_counts()
-        for layer, counted in seen:
-            layer.refuse_faulty(counted)
-        self._refuse_foreign_changes()
-        moves = [layer.move(counted, self.rule, self.num_steps + 1) for layer, counted in seen]
-        for (layer, counted), move in zip(seen, moves):
-            layer.apply(move, counted)
+        self._refuse_replaced_routers()
+        flat, sizes = self._sum_counts()
+        if self._device_steps is None:
+            report = StepReport(self.num_steps + 1, self._step_on_host(unflatten(flat.cpu(), sizes)))
+        else:
+            counts = unflatten(flat, sizes)
+            read = self._device_steps.step(counts, flat.any(), self.num_steps + 1, self._device)
+            report = StepReport(self.num_steps + 1, read)
         self.num_steps += 1
         self.discard()
-        report = StepReport(self.num_steps, tuple(layer.report(counted) for layer, counted in seen))
         if self.on_step is not None:
             self.on_step(report)
         return report
@@ -291,7 +305,14 @@ class LoadBalancer:
     @property
     def biases(self) -> dict[str, NDArray[np.float64]]:
         """The master biases by layer name, copies."""
+        self._fetch()
         return {name: layer.bias_E.copy() for name, layer in self._layers.items()}
+
+    @property
+    def bias_tensors(self) -> dict[str, torch.Tensor]:
+        """The master biases by layer name as float64 tensors; with `on_device` there, and without waiting for it."""
+        on_host = {name: torch.from_numpy(layer.bias_E.copy()) for name, layer in self._layers.items()}
+        return on_host if self._device_steps is None else on_host | self._device_steps.biases()
 
     def read_biases(self) -> None:
         """Start over from the biases in the model: for a model loaded after `attach`, without a balancer's state.
@@ -303,14 +324,18 @@ class LoadBalancer:
         ValueError
             For a bias that is not finite.
         """
+        self._fetch()
         for layer in self._layers.values():
             layer.read()
-        self._exchange.forget()
+        self._forget()
 
     def reset_totals(self) -> None:
         """Start the sums behind MaxVio_global anew."""
+        self._fetch()
         for layer in self._layers.values():
             layer.total_E = np.zeros_like(layer.total_E)
+        if self._device_steps is not None:
+            self._device_steps.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs: master biases, the rule's memory, step number, summed loads, what is frozen.
@@ -320,6 +345,7 @@ class LoadBalancer:
         gradients are in no checkpoint either. It is the same on every rank that has the same layers, and not a
         collective call.
         """
+        self._fetch()
         return {
             "format": _FORMAT,
             "version": _VERSION,
@@ -346,11 +372,22 @@ class LoadBalancer:
         for name, layer in self._layers.items():
             layer.restore(checked[name])
         self.num_steps = num_steps
-        self._exchange.forget()
+        self._forget()
 
     def __repr__(self) -> str:
         count = f"{len(self._layers)} layer{'' if len(self._layers) == 1 else 's'}"
         return f"LoadBalancer({count}, rule={self.rule!r}, num_steps={self.num_steps})"
+
+    def _fetch(self) -> None:
+        """Bring the layers up to date with what the device has done."""
+        if self._device_steps is not None:
+            self._device_steps.fetch()
+
+    def _forget(self) -> None:
+        """Take the layers' numbers anew, and compare them between ranks, at the next step."""
+        self._exchange.forget()
+        if self._device_steps is not None:
+            self._device_steps.forget()
 
     def _watch_scores(self, model: nn.Module) -> None:
         """Show every layer's scores to its bins."""
@@ -367,17 +404,37 @@ class LoadBalancer:
             raise ValueError(f"layer is {name!r}; this balancer has {', '.join(self._layers) or 'no layers'}")
         return self._layers[name]
 
-    def _sum_counts(self) -> list[tuple[Layer, Counted]]:
-        """The layers that saw tokens, with their counts of all devices and ranks: one all-reduce, one copy."""
+    def _sum_counts(self) -> tuple[torch.Tensor, dict[str, int]]:
+        """What has been counted on all devices and ranks, one vector, and how much of it is whose: one all-reduce."""
         counts = {name: layer.counts(self._device) for name, layer in self._layers.items()}
         progress = f"{_describe(self.rule)}, step {self.num_steps}"
-        summed = self._exchange.sum(counts, {name: layer.bias_E for name, layer in self._layers.items()}, progress)
-        if not any(count.any() for count in summed.values()):
-            raise RuntimeError(
-                "no token was counted since the last step: call step() once after each optimizer.step(), with the "
-                "model in training mode during the forward passes (model.train())"
-            )
-        return [(layer, layer.read_counts(summed[name])) for name, layer in self._layers.items() if summed[name].any()]
+        return self._exchange.sum(counts, {name: layer.bias_E for name, layer in self._layers.items()}, progress)
+
+    def _step_on_host(self, counts: Mapping[str, torch.Tensor]) -> tuple[LayerReport, ...]:
+        """Move every layer that saw tokens, or none of them if something is wrong with any."""
+        if not any(count.any() for count in counts.values()):
+            raise RuntimeError(NO_TOKENS)
+        seen = [(layer, layer.read_counts(counts[name])) for name, layer in self._layers.items() if counts[name].any()]
+        for layer, counted in seen:
+            layer.refuse_faulty(counted.num_faulty)
+        self._refuse_foreign_changes()
+        moves = [layer.move(counted, self.rule, self.num_steps + 1) for layer, counted in seen]
+        for (layer, counted), move in zip(seen, moves):
+            layer.apply(move, counted)
+        return tuple(layer.report(counted) for layer, counted in seen)
+
+    def _refuse_replaced_routers(self) -> None:
+        """Raise at the first step if another module than the one found by `attach` routes now."""
+        if self._unchecked_model is None:
+            return
+        now = {router.name: router.owner for router in find_routers(self._unchecked_model)}
+        for name, layer in self._layers.items():
+            if layer.slot is not None and now.get(name, layer.slot.router.owner) is not layer.slot.router.owner:
+                raise RuntimeError(
+                    f"the router of {name} has been replaced since attach, as PEFT's modules_to_save does, so the "
+                    "model would not see its bias; attach the balancer after the model has got its adapters"
+                )
+        self._unchecked_model = None
 
     def _refuse_foreign_changes(self) -> None:
         """Raise if a bias in the model is not what was written last; one copy to the CPU for all layers."""
@@ -385,7 +442,8 @@ class LoadBalancer:
         if slots:
             flat = torch.cat([slot.current(self._device) for slot in slots]).cpu()
             for slot, now in zip(slots, flat.split([slot.num_experts for slot in slots])):
-                slot.refuse_foreign_change(now)
+                if slot.is_changed(now):
+                    raise slot.foreign_change()
 
     @property
     def _device(self) -> torch.device:
@@ -422,8 +480,8 @@ def _refuse_half_a_batch() -> None:
         )
 
 
-def _checked_rule(rule: str | Rule, schedule: Schedule | float | None) -> Rule:
-    """The rule by name or as it is, unless it needs what is not there in training."""
+def _checked_rule(rule: str | Rule, schedule: Schedule | float | None, on_device: bool) -> Rule:
+    """The rule by name or as it is, unless it needs what is not there in training, or on the device."""
     if isinstance(rule, str):
         rule = make_rule(rule, schedule)
     elif schedule is not None:
@@ -437,6 +495,9 @@ def _checked_rule(rule: str | Rule, schedule: Schedule | float | None) -> Rule:
             f"{rule!r} sees the scores, and in training only counts leave the device; choose a load-only rule such as "
             "'sign' or 'proportional', or 'binned_qb', which works on counts of scores"
         )
+    if on_device and not rule.on_tensors:
+        able = ", ".join(name for name in rule_names() if RULES.get(name).on_tensors)
+        raise ValueError(f"on_device is {on_device}, but {rule!r} computes on the host; leave it out, or choose {able}")
     return rule
 
 

@@ -42,11 +42,11 @@ class BiasSlot:
         flat_E = self._written.double().flatten().numpy()
         return check_bias(flat_E, len(flat_E), name=self.router.path)
 
-    def write(self, bias_E: NDArray[np.float64]) -> None:
+    def write(self, bias_E: NDArray[np.float64] | torch.Tensor) -> None:
         """Put a bias into the model, rounded to float32 (float64 where the model keeps that)."""
         bias = self.router.bias
         wide = bias.dtype in _WIDE
-        self._written = torch.from_numpy(bias_E).to(bias.dtype if wide else torch.float32).view(bias.shape)
+        self._written = torch.as_tensor(bias_E).to(bias.dtype if wide else torch.float32).view(bias.shape)
         if wide:
             with torch.no_grad():
                 bias.copy_(self._written)
@@ -59,15 +59,19 @@ class BiasSlot:
         """The bias as the model has it, flat, on a device."""
         return check_tensor(self.router).detach().flatten().to(device)
 
-    def refuse_foreign_change(self, now: torch.Tensor) -> None:
-        """Raise unless `now`, the model's bias, is what was written last, up to a cast of the model since then."""
+    def is_changed(self, now: torch.Tensor) -> torch.Tensor:
+        """Whether `now`, the model's bias, is not what was written last, up to a cast of the model since then."""
+        self._written = self._written.to(now.device)
         expected = self._written.flatten().to(self.router.bias.dtype)
-        if not torch.equal(now.double(), expected.double()):
-            raise RuntimeError(
-                f"{self.router.path} has been changed since the balancer wrote it: by an optimizer or a second "
-                "balancer, which must not, or by loading a model, after which load the balancer's state as well "
-                "(load_state_dict) or start from what was loaded (read_biases)"
-            )
+        return (now.double() != expected.double()).any()
+
+    def foreign_change(self) -> RuntimeError:
+        """What to raise where somebody else has changed the bias."""
+        return RuntimeError(
+            f"{self.router.path} has been changed since the balancer wrote it: by an optimizer or a second "
+            "balancer, which must not, or by loading a model, after which load the balancer's state as well "
+            "(load_state_dict) or start from what was loaded (read_biases)"
+        )
 
 
 def check_tensor(router: Router) -> torch.Tensor:

@@ -52,7 +52,7 @@ class Suspicion:
 
 def diagnose(
     counts: ArrayLike,
-    bias: ArrayLike,
+    bias: ArrayLike | None,
     *,
     num_picks: int,
     loads: ArrayLike | None = None,
@@ -65,8 +65,8 @@ def diagnose(
     ----------
     counts : array_like, shape (N, E)
         What the update was given at each step, in tokens (not normalized). Arrays, lists or tensors of any dtype.
-    bias : array_like, shape (N + 1, E)
-        The bias in force at each step, and after the last one.
+    bias : array_like, shape (N + 1, E), or None
+        The bias in force at each step, and after the last one. Without it only the counts are checked.
     num_picks : int
         K T: what the counts of one global batch must sum to (tokens of all ranks and micro-batches).
     loads : array_like, shape (N, E), optional
@@ -104,22 +104,25 @@ def diagnose(
     >>> found.check, found.evidence
     ('totals', 'counts sum to 2 times K T in 50 of 50 batches')
     """
-    counts_NE, bias_NE = _check_record(counts, bias)
-    load_NE = counts_NE if loads is None else _check_record(loads, bias, "loads")[0]
+    counts_NE = _check_counts(counts)
     ratio_N = counts_NE.sum(axis=1) / check_count(num_picks, "num_picks")
     once_NE = counts_NE / ratio_N[0] if _is_multiple(ratio_N) else counts_NE  # doubled counts are even, not rounded
-    found = [
-        _totals(ratio_N),
-        *(_rounded_counts(once_NE, precision) for precision in PRECISIONS),
-        _rounded_bias(bias_NE[-1]),
-        _too_coarse(bias_NE),
-        _jumped(bias_NE),
-        _running_away(bias_NE, counts_NE),
-        *_not_moving(bias_NE, counts_NE),
-        _not_following(bias_NE, counts_NE, load_NE, check_count(max_delay, "max_delay", minimum=0)),
-    ]
+    found = [_totals(ratio_N), *(_rounded_counts(once_NE, precision) for precision in PRECISIONS)]
+    if bias is not None:
+        bias_NE = _check_record(counts, bias)[1]
+        load_NE = counts_NE if loads is None else _check_record(loads, bias, "loads")[0]
+        found += [
+            _rounded_bias(bias_NE[-1]),
+            _too_coarse(bias_NE),
+            _jumped(bias_NE),
+            _running_away(bias_NE, counts_NE),
+            *_not_moving(bias_NE, counts_NE),
+            _not_following(bias_NE, counts_NE, load_NE, check_count(max_delay, "max_delay", minimum=0)),
+        ]
+    elif loads is not None:
+        raise ValueError("loads are compared with the bias; pass bias too, or leave loads out")
     if rank_bias is not None:
-        found.append(_ranks(rank_disagreement(_check_ranks(rank_bias, bias_NE.shape[1]))))
+        found.append(_ranks(rank_disagreement(_check_ranks(rank_bias, counts_NE.shape[1]))))
     return [suspicion for suspicion in found if suspicion is not None]
 
 
@@ -402,17 +405,23 @@ def _ranks(disagreement: float) -> Suspicion | None:
 
 def _check_record(counts: ArrayLike, bias: ArrayLike, name: str = "counts") -> tuple[FloatArray, FloatArray]:
     """Counts or loads, called `name` in messages, and bias, as float64."""
-    counts_NE, bias_NE = _as_floats(counts, name), _as_floats(bias, "bias")
-    if counts_NE.ndim != 2 or counts_NE.size == 0:
-        raise ValueError(f"{name} have shape {counts_NE.shape}; pass (steps, experts)")
+    counts_NE, bias_NE = _check_counts(counts, name), _as_floats(bias, "bias")
     if bias_NE.shape != (len(counts_NE) + 1, counts_NE.shape[1]):
         raise ValueError(
             f"bias has shape {bias_NE.shape} and {name} {counts_NE.shape}; pass one bias more than {name}: "
             "the bias of every step, and the one after the last"
         )
+    return counts_NE, bias_NE
+
+
+def _check_counts(counts: ArrayLike, name: str = "counts") -> FloatArray:
+    """Counts or loads, called `name` in messages, as float64."""
+    counts_NE = _as_floats(counts, name)
+    if counts_NE.ndim != 2 or counts_NE.size == 0:
+        raise ValueError(f"{name} have shape {counts_NE.shape}; pass (steps, experts)")
     if counts_NE.min() < 0:
         raise ValueError(f"{name} hold {counts_NE.min():g}; pass tokens per expert, 0 or more")
-    return counts_NE, bias_NE
+    return counts_NE
 
 
 def _check_ranks(rank_bias: ArrayLike, num_experts: int | None) -> FloatArray:

@@ -27,8 +27,10 @@ class Exchange:
         """Compare the layers again before the next sum."""
         self._sizes = None
 
-    def sum(self, counts: Mapping[str, torch.Tensor], biases: Facts, progress: str) -> dict[str, torch.Tensor]:
-        """Every layer's counts summed over the group, on the CPU; a rank gets the layers of all ranks.
+    def sum(
+        self, counts: Mapping[str, torch.Tensor], biases: Facts, progress: str
+    ) -> tuple[torch.Tensor, dict[str, int]]:
+        """Every layer's counts summed over the group, one vector, and how many are whose; of the layers of all ranks.
 
         Parameters
         ----------
@@ -45,15 +47,14 @@ class Exchange:
             On every rank, if two ranks do not fit together.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            flat = _flatten(counts)
-            return _unflatten(flat.cpu(), {name: count.numel() for name, count in counts.items()})
+            return _flatten(counts), {name: count.numel() for name, count in counts.items()}
         if self._sizes is None:
             self._sizes = self._agree(counts, biases, progress)
         device = next((count.device for count in counts.values()), self._default_device())
         missing = {name: torch.zeros(size, dtype=torch.int64, device=device) for name, size in self._sizes.items()}
         flat = _flatten({**missing, **counts})
         torch.distributed.all_reduce(flat, group=self._group)
-        return _unflatten(flat.cpu(), self._sizes)
+        return flat, self._sizes
 
     def _agree(self, counts: Mapping[str, torch.Tensor], biases: Facts, progress: str) -> dict[str, int]:
         """The layers of all ranks and the length of their counts, in one order."""
@@ -110,5 +111,6 @@ def _flatten(counts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(counts.values())) if counts else torch.zeros(0, dtype=torch.int64)
 
 
-def _unflatten(flat: torch.Tensor, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+def unflatten(flat: torch.Tensor, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """The parts of a vector by name."""
     return dict(zip(sizes, flat.split(list(sizes.values()))))

@@ -22,6 +22,11 @@ from alflb.training.routers import Chooser, Router, has_added_bias
 from alflb.training.score_bins import ScoreBins
 from alflb.training.step_report import LayerReport
 
+NO_TOKENS = (
+    "no token was counted since the last step: call step() once after each optimizer.step(), with the model in "
+    "training mode during the forward passes (model.train())"
+)
+
 
 class Counted(NamedTuple):
     """What all ranks counted of one layer since the last step."""
@@ -101,11 +106,11 @@ class Layer:
         if self.bins is not None:
             self.bins.clear()
 
-    def refuse_faulty(self, counted: Counted) -> None:
+    def refuse_faulty(self, num_faulty: int) -> None:
         """ValueError if some of the picks cannot be right."""
-        if counted.num_faulty:
+        if num_faulty:
             raise ValueError(
-                f"{counted.num_faulty} of the picks counted for {self.name} cannot be right: a token picks different "
+                f"{num_faulty} of the picks counted for {self.name} cannot be right: a token picks different "
                 f"experts, as many as every other token, numbered 0 to {self.num_experts - 1}. See whether "
                 "describe_router points at the picks, or whether add_loads got whole numbers; discard() clears them"
             )
@@ -134,14 +139,24 @@ class Layer:
             self.slot.write(self.bias_E)
 
     def report(self, counted: Counted) -> LayerReport:
-        """The layer's part of a step's report."""
+        """The layer's part of the report of the step just taken."""
+        return self.describe(counted.load_E, self.total_E, self.bias_E.copy(), self.previous_bias_E)
+
+    def describe(
+        self,
+        load_E: NDArray[np.int64],
+        total_E: NDArray[np.int64],
+        bias_E: NDArray[np.float64],
+        previous_bias_E: NDArray[np.float64],
+    ) -> LayerReport:
+        """A report of this layer with these numbers."""
         return LayerReport(
             self.name,
             self.label,
-            counted.load_E,
-            self.total_E,
-            self.bias_E.copy(),
-            previous_bias_E=self.previous_bias_E,
+            load_E,
+            total_E,
+            bias_E,
+            previous_bias_E=previous_bias_E,
             target_E=self.weight_E,
             top_k=self.picks.top_k,
         )

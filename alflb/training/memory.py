@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -44,6 +45,19 @@ def pack(state: State) -> Any:
     )
 
 
+def map_arrays(function: Callable[..., Any], *states: State) -> State:
+    """A function of the arrays of one memory, or of those at the same places of several; an array or a tuple of them.
+
+    Examples
+    --------
+    >>> map_arrays(np.add, (np.zeros(2), np.ones(2)), (np.ones(2), np.ones(2)))
+    (array([1., 1.]), array([2., 2.]))
+    """
+    if isinstance(states[0], tuple):
+        return tuple(map_arrays(function, *parts) for parts in zip(*states))
+    return function(*states)
+
+
 def unpack(packed: Any, like: State) -> State:
     """The memory again, in the tuples and dataclasses of `like`, a memory of the same rule.
 
@@ -70,5 +84,6 @@ def unpack(packed: Any, like: State) -> State:
         if set(values) == set(kinds):
             return replace(like, **{name: unpack(values[name], kind) for name, kind in kinds.items()})
     if isinstance(like, tuple) and len(packed.get("items", ())) == len(like):
-        return tuple(unpack(value, kind) for value, kind in zip(packed["items"], like))
+        items = [unpack(value, kind) for value, kind in zip(packed["items"], like)]
+        return type(like)(*items) if hasattr(like, "_fields") else tuple(items)  # a named tuple keeps its names
     raise ValueError(f"the rule's saved memory {packed} does not fit the one it has here, {like!r}")

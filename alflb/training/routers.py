@@ -24,8 +24,8 @@ _SKIPPING = ("balancing_biases",)
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
 """Path components that torch.compile, checkpoint wrappers, FSDP and PEFT put between a model's own names."""
 
-_PEFT_ORIGINAL = "original_module"
-"""Where PEFT's ``modules_to_save`` keeps the module that its trainable copy stands in for."""
+_PEFT_ORIGINAL, _PEFT_COPIES = "original_module", "modules_to_save"
+"""Where PEFT keeps a module that trainable copies stand in for, and the copies, by adapter."""
 
 _ADDED = "expert_bias"
 """The buffer that `add_bias` gives a router."""
@@ -313,7 +313,7 @@ def _router_of_experts(model: nn.Module, path_of_experts: str) -> Iterator[Route
         (getattr(owner, name, None), (path, owner, name))
         for path, owner in block.named_modules()
         for name in _BIAS_NAMES
-        if _PEFT_ORIGINAL not in path.split(".")
+        if not _is_idle_copy(block, path)
     ]
     # a wrapper may answer for what it wraps: of places that show one tensor, the innermost is its own
     places = list({id(tensor): place for tensor, place in tensors if isinstance(tensor, torch.Tensor)}.values())
@@ -330,6 +330,16 @@ def _router_of_experts(model: nn.Module, path_of_experts: str) -> Iterator[Route
             layout = RouterLayout(_join(path, name), ".".join(experts_parts), argument=_PICKS_ARGUMENT)
             watched = model.get_submodule(path_of_experts)
         yield Router(_clean(".".join(block_parts)), owner, name, watched, layout)
+
+
+def _is_idle_copy(block: nn.Module, path: str) -> bool:
+    """Whether a module is one that PEFT keeps but does not call: the original, or the copy of an inactive adapter."""
+    parts = path.split(".")
+    if _PEFT_COPIES not in parts:
+        return _PEFT_ORIGINAL in parts
+    place = parts.index(_PEFT_COPIES)
+    wrapper = block.get_submodule(".".join(parts[:place]))
+    return place + 1 < len(parts) and parts[place + 1] not in getattr(wrapper, "active_adapters", parts)
 
 
 def _added(path: str, router: nn.Module) -> Router:

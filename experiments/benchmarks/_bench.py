@@ -18,6 +18,16 @@ from alflb.plotting import CATEGORIES, GRAY, MARKERS, new_figure, save_figure, s
 
 Contender = Callable[[], object]
 
+MODELS = {
+    "Mixtral": (8, 2),
+    "gpt-oss": (128, 4),
+    "Qwen3": (128, 8),
+    "DeepSeek-V3": (256, 8),
+    "Kimi-K2": (384, 8),
+    "LongCat": (768, 12),
+}
+"""Experts E and picks K of models with sparse layers."""
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -41,15 +51,38 @@ def take_turns(contenders: Mapping[str, Contender], turns: int, seconds_each: fl
     return timings
 
 
-def milliseconds(seconds: Sequence[float]) -> str:
-    """Median (minimum - maximum)."""
-    median, low, high = (1e3 * value for value in (statistics.median(seconds), min(seconds), max(seconds)))
-    return f"{median:.4g} ({low:.4g} - {high:.4g})"
+def duration(seconds: Sequence[float]) -> str:
+    """The median and, of several timings, the range; three digits, in the unit that suits them.
+
+    Examples
+    --------
+    >>> duration([18.123]), duration([0.00592, 0.00581, 0.00619]), duration([41.2e-6])
+    ('18.1 s', '5.92 ms (5.81–6.19)', '41.2 µs')
+    """
+    median = statistics.median(seconds)
+    per_second, unit = next((f, u) for f, u in ((1, "s"), (1e3, "ms"), (1e6, "µs")) if f * median >= 1 or u == "µs")
+    text = f"{three_digits(per_second * median)} {unit}"
+    if len(seconds) == 1:
+        return text
+    return f"{text} ({three_digits(per_second * min(seconds))}–{three_digits(per_second * max(seconds))})"
+
+
+def three_digits(number: float) -> str:
+    """A number with three significant digits, larger ones as whole numbers with separators.
+
+    Examples
+    --------
+    >>> three_digits(0.04123), three_digits(5.919), three_digits(126.4), three_digits(18123.4)
+    ('0.0412', '5.92', '126', '18,123')
+    """
+    if abs(number) >= 100:
+        return f"{number:,.0f}"
+    return f"{number:#.3g}".rstrip(".")
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> str:
-    """Quotient of medians, three digits."""
-    return f"{statistics.median(seconds) / statistics.median(others):.3g}"
+    """Quotient of medians."""
+    return three_digits(statistics.median(seconds) / statistics.median(others))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,7 +2,7 @@
 
 Every contender starts from float scores and a bias and ends with the K experts of each token and the load of
 each expert (``alflb loads``: the loads and the dual sum only). Contenders take turns, so that a busy machine
-slows all of them; figures are medians with minimum and maximum, and ratios are of medians of the same turns.
+slows all of them; figures are medians with the range in parentheses, and ratios are of medians of the same turns.
 The floor is ``scores.max()``, one pass over the scores by numpy's vector code.
 
 Run ``python -m experiments.benchmarks.allocator``; it writes docs/benchmarks/allocator.md. torch, faiss and
@@ -28,9 +28,10 @@ from alflb.kernels import numba_
 from alflb.kernels.counting import LoadCounter
 from alflb.kernels.draws import DISTRIBUTIONS, Draw
 from experiments.benchmarks._bench import (
+    MODELS,
     Contender,
+    duration,
     machine,
-    milliseconds,
     ratio,
     scaling_figure,
     table,
@@ -56,13 +57,15 @@ def main() -> None:
     scaling = {
         "T": measure([(tokens, 64, 8) for tokens in (4096, 16384, 65536, 262144)]),
         "E": measure([(16384, experts, 8) for experts in (16, 32, 64, 128, 256, 512)]),
-        "K": measure([(65536, 64, top_k) for top_k in (1, 2, 4, 8, 16, 32, 48)]),
+        "K": measure([(16384, 256, top_k) for top_k in (1, 2, 4, 8, 16, 32, 48, 64)]),
     }
     sections = [
         "# The allocator's speed",
         __doc__.split("\n\n")[1],
         machine("llvmlite", "torch", "faiss-cpu", "onnxruntime"),
         *(peers_section(dtype) for dtype in (np.float32, np.float64)),
+        models_section(),
+        small_batches_section(),
         threads_section(),
         *(scaling_section(name, measured) for name, measured in scaling.items()),
         draws_section(),
@@ -71,7 +74,7 @@ def main() -> None:
     labels = {
         "T": "tokens T (E = 64, K = 8)",
         "E": "experts E (T = 16,384, K = 8)",
-        "K": "picks K (T = 65,536, E = 64)",
+        "K": "picks K (T = 16,384, E = 256)",
     }
     panels = {labels[name]: curves(measured, "TEK".index(name)) for name, measured in scaling.items()}
     write_page("allocator", sections, scaling_figure(panels, FLOOR, "seconds, median"))
@@ -196,14 +199,42 @@ def peers_section(dtype: type[np.floating[Any]]) -> str:
             [
                 f"{size}",
                 name,
-                milliseconds(times),
+                duration(times),
                 ratio(times, timings[FLOOR]),
                 ratio(times, timings["alflb allocate"]),
             ]
             for name, times in timings.items()
         ]
-    header = ["T, E, K", "contender", "ms, median (min - max)", "of one read", "of alflb allocate"]
+    header = ["T, E, K", "contender", "time", "of one read", "of alflb allocate"]
     return "\n\n".join([f"## Against peers, {dtype.__name__}", table(header, rows), *sorted(skipped)])
+
+
+def models_section() -> str:
+    """The expert counts and picks of real models."""
+    sizes = {name: (16384, *model) for name, model in MODELS.items()}
+    rows = []
+    for name, size in sizes.items():
+        scores_TE, bias_E = instance(*size, np.float32)
+        contenders = alflb_contenders(scores_TE, bias_E, size[2])
+        contenders["numpy argpartition"] = numpy_contender(scores_TE, bias_E, size[2])
+        timings = compare(contenders)
+        rows.append([name, f"{size[1]}, {size[2]}", *(duration(times) for times in timings.values())])
+        rows[-1] += [ratio(timings[one], timings[FLOOR]) for one in ("alflb loads", "alflb allocate")]
+    header = ["model", "E, K", "one read", "loads", "allocate", "numpy argpartition"]
+    header += ["loads of one read", "allocate of one read"]
+    return "## Real models, T = 16,384, float32\n\n" + table(header, rows)
+
+
+def small_batches_section() -> str:
+    """What a call costs whatever its size."""
+    rows = []
+    for size in ((256, 8, 2), (256, 64, 8), (1024, 64, 8)):
+        scores_TE, bias_E = instance(*size, np.float32)
+        contenders = alflb_contenders(scores_TE, bias_E, size[2])
+        contenders["numpy argpartition"] = numpy_contender(scores_TE, bias_E, size[2])
+        timings = compare(contenders)
+        rows.append([f"{size}", *(duration(timings[name]) for name in contenders if name != FLOOR)])
+    return "## Small batches, float32\n\n" + table(["T, E, K", "loads", "allocate", "numpy argpartition"], rows)
 
 
 def threads_section() -> str:
@@ -213,11 +244,9 @@ def threads_section() -> str:
         scores_TE, bias_E = instance(*size, np.float32)
         contenders = {f"{count}": with_threads(count, scores_TE, bias_E, size[2]) for count in (1, 2)}
         timings = compare(contenders)
-        rows.append([f"{size}", *(milliseconds(timings[name]) for name in "12"), ratio(timings["1"], timings["2"])])
+        rows.append([f"{size}", *(duration(timings[name]) for name in "12"), ratio(timings["1"], timings["2"])])
     caution = "This says something only if nothing else ran: compare the load average above."
-    return f"## Two threads, float32, loads\n\n{caution}\n\n" + table(
-        ["T, E, K", "one, ms", "two, ms", "speed-up"], rows
-    )
+    return f"## Two threads, float32, loads\n\n{caution}\n\n" + table(["T, E, K", "one", "two", "speed-up"], rows)
 
 
 def with_threads(count: int, scores_TE: Array, bias_E: Array, top_k: int) -> Contender:
@@ -242,9 +271,9 @@ def scaling_section(name: str, measured: dict[Size, dict[str, list[float]]]) -> 
     """Alflb over the floor as one size grows."""
     rows = []
     for size, timings in measured.items():
-        rows.append([f"{size}", *(milliseconds(times) for times in timings.values())])
+        rows.append([f"{size}", *(duration(times) for times in timings.values())])
         rows[-1] += [ratio(timings[contender], timings[FLOOR]) for contender in ("alflb loads", "alflb allocate")]
-    header = ["T, E, K", "one read, ms", "loads, ms", "allocate, ms", "loads of one read", "allocate of one read"]
+    header = ["T, E, K", "one read", "loads", "allocate", "loads of one read", "allocate of one read"]
     return f"## Scaling in {name}, float32\n\n" + table(header, rows)
 
 
@@ -277,8 +306,8 @@ def draws_section() -> str:
             }
         )
         billion = float(np.median(timings["fused"])) * 1e9 / num_tokens
-        rows.append([distribution, *(milliseconds(times) for times in timings.values()), f"{billion:.0f}"])
-    header = ["law", "draw and route, ms", "draw, ms", "numpy draws, ms", "draw and route 10^9 tokens, s"]
+        rows.append([distribution, *(duration(times) for times in timings.values()), duration([billion])])
+    header = ["law", "draw and route", "draw", "numpy draws", "draw and route 10^9 tokens"]
     return f"## Drawn scores, {SIZES[0]}, float32 (numpy: logistic and gumbel in float64)\n\n" + table(header, rows)
 
 
@@ -293,9 +322,9 @@ def fixed_scores_section() -> str:
             lazy, full = (walk(count, bias_NE) for count in (LoadCounter(numba_, size[2]).loads, full_loads(size[2])))
             timings = compare({"lazy": partial(lazy, scores_TE), "full": partial(full, scores_TE)})
             per_step = {name: [seconds / len(bias_NE) for seconds in times] for name, times in timings.items()}
-            row = [milliseconds(times) for times in per_step.values()]
+            row = [duration(times) for times in per_step.values()]
             rows.append([f"{size}", f"{step_size:g}", *row, ratio(per_step["full"], per_step["lazy"])])
-    header = ["T, E, K", "step size", "lazy, ms per step", "all tokens, ms per step", "speed-up"]
+    header = ["T, E, K", "step size", "lazy, per step", "all tokens, per step", "speed-up"]
     return "## Fixed scores, float32\n\n" + table(header, rows)
 
 

@@ -25,7 +25,16 @@ import typer
 from alflb.cli._console import run_program
 from alflb.exact import solve_exact
 from alflb.problem import AssignmentProblem, FloatArray
-from experiments.benchmarks._bench import machine, milliseconds, ratio, scaling_figure, table, take_turns, write_page
+from experiments.benchmarks._bench import (
+    MODELS,
+    duration,
+    machine,
+    ratio,
+    scaling_figure,
+    table,
+    take_turns,
+    write_page,
+)
 
 FAMILIES = ("uniform", "skewed", "decimals")
 SIZES = ((4096, 64, 6), (16384, 64, 8), (65536, 256, 8))
@@ -33,6 +42,14 @@ LARGE_SIZES = ((262144, 256, 8), (4194304, 64, 8))
 FLOW_MOST_PAIRS = 2**24
 """Pairs up to which OR-Tools is run; it needs some 100 bytes and several microseconds for each."""
 CVXPY_MOST_PAIRS = 2**18
+
+SCALING = {
+    "tokens T (E = 64, K = 8)": {tokens: (tokens, 64, 8) for tokens in (1024, 4096, 16384, 65536, 262144)},
+    "experts E (T = 16,384, K = 8)": {experts: (16384, experts, 8) for experts in (16, 32, 64, 128, 256, 512)},
+    "picks K (T = 16,384, E = 256)": {top_k: (16384, 256, top_k) for top_k in (1, 2, 4, 8, 16, 32)},
+}
+"""Sizes of the figure, by what is drawn along the axis."""
+MODEL_TOKENS = 16384
 
 OURS, FLOOR = "ours", "one read (floor)"
 
@@ -96,22 +113,37 @@ PEERS: list[tuple[str, str, int, Callable[[AssignmentProblem, float], list[float
 ]
 
 
-def bench_instance(family: str, size: tuple[int, int, int], with_peers: bool) -> tuple[list[str], Timings]:
-    """One row of the table, and the timings behind it."""
+def time_ours(problem: AssignmentProblem) -> Timings:
+    """Our solver and one read of the scores, in turns."""
+    contenders = {OURS: lambda: solve_exact(problem, method="screen"), FLOOR: lambda: problem.scores_TE.max()}
+    return take_turns(contenders, turns=9, seconds_each=5.0)
+
+
+def bench_instance(family: str, size: tuple[int, int, int], with_peers: bool) -> list[str]:
+    """One row of the table."""
     num_tokens, num_experts, top_k = size
     problem = AssignmentProblem(make_scores(family, num_tokens, num_experts), top_k)
     value, extra = solve_tracing_memory(problem)
-    contenders = {OURS: lambda: solve_exact(problem, method="screen"), FLOOR: lambda: problem.scores_TE.max()}
-    timings = take_turns(contenders, turns=9, seconds_each=5.0)
+    timings = time_ours(problem)
     pairs = num_tokens * num_experts
     for name, package, most_pairs, time_peer in PEERS:
         if with_peers and pairs <= most_pairs and importlib.util.find_spec(package) is not None:
             timings[name] = time_peer(problem, value)
-    cells = [family, f"{size}", milliseconds(timings[OURS]), ratio(timings[OURS], timings[FLOOR])]
+    cells = [family, f"{size}", duration(timings[OURS]), ratio(timings[OURS], timings[FLOOR])]
     cells.append(f"{extra / problem.scores_TE.nbytes:.0%}")
     for name, *_ in PEERS:
-        cells += [milliseconds(timings[name]), ratio(timings[name], timings[OURS])] if name in timings else ["-", "-"]
-    return cells, timings
+        cells += [duration(timings[name]), ratio(timings[name], timings[OURS])] if name in timings else ["-", "-"]
+    return cells
+
+
+def bench_model(name: str) -> list[str]:
+    """One row of the table of models: each family's median, and the floor."""
+    num_experts, top_k = MODELS[name]
+    cells = [name, f"{num_experts}, {top_k}"]
+    for family in FAMILIES:
+        timings = time_ours(AssignmentProblem(make_scores(family, MODEL_TOKENS, num_experts), top_k))
+        cells += [duration(timings[OURS]), ratio(timings[OURS], timings[FLOOR])]
+    return cells
 
 
 def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
@@ -124,17 +156,15 @@ def solve_tracing_memory(problem: AssignmentProblem) -> tuple[float, int]:
     return value, peak
 
 
-def curves(measured: dict[tuple[str, int], Timings]) -> dict[str, tuple[list[float], list[float]]]:
-    """Medians against the number of scores: ours for each family, peers and floor for all families together."""
-    points: dict[str, dict[int, list[float]]] = {}
-    for (family, pairs), timings in measured.items():
-        for name, seconds in timings.items():
-            label = f"{OURS}, {family}" if name == OURS else name
-            points.setdefault(label, {}).setdefault(pairs, []).append(statistics.median(seconds))
-    return {
-        label: ([float(pairs) for pairs in by_size], [statistics.median(times) for times in by_size.values()])
-        for label, by_size in points.items()
-    }
+def curves(sizes: dict[int, tuple[int, int, int]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Medians against one of the sizes: ours for each family, and the floor."""
+    found: dict[str, list[float]] = {}
+    for num_tokens, num_experts, top_k in sizes.values():
+        for family in FAMILIES:
+            timings = time_ours(AssignmentProblem(make_scores(family, num_tokens, num_experts), top_k))
+            found.setdefault(f"{OURS}, {family}", []).append(statistics.median(timings[OURS]))
+        found.setdefault(FLOOR, []).append(statistics.median(timings[FLOOR]))
+    return {name: ([float(size) for size in sizes], seconds) for name, seconds in found.items()}
 
 
 def main(
@@ -142,25 +172,26 @@ def main(
     peers: Annotated[bool, typer.Option(help="Time the peers as well as our solver.")] = True,
 ) -> None:
     """Time the exact solver against its peers; print the table and write it into the page."""
-    rows, measured = [], {}
+    rows = []
     for size in SIZES + (LARGE_SIZES if large else ()):
         for family in FAMILIES:
-            cells, timings = bench_instance(family, size, peers)
-            rows.append(cells)
-            measured[family, size[0] * size[1]] = timings
-            print(*cells, sep=" | ", flush=True)
-    header = ["scores", "T, E, K", "ours, ms", "x floor", "extra memory"]
-    header += [words for name, *_ in PEERS for words in (f"{name}, ms", "x ours")]
+            rows.append(bench_instance(family, size, peers))
+            print(*rows[-1], sep=" | ", flush=True)
+    header = ["scores", "T, E, K", "ours", "x floor", "extra memory"]
+    header += [words for name, *_ in PEERS for words in (name, "x ours")]
+    model_header = ["model", "E, K", *(words for family in FAMILIES for words in (family, "x floor"))]
     sections = [
         "# Time to the certified optimum",
-        "Written by `python -m experiments.benchmarks.exact`; its docstring says what is measured. Times are median\n"
-        '(minimum - maximum). "x floor": multiples of one read of the scores. "extra memory": peak allocation while\n'
-        'solving, against the size of the scores. "x ours": the peer\'s median over ours.',
+        "Written by `python -m experiments.benchmarks.exact`; its docstring says what is measured. Times are medians,\n"
+        'with the range in parentheses. "x floor": multiples of one read of the scores. "extra memory": peak\n'
+        'allocation while solving, against the size of the scores. "x ours": the peer\'s median over ours.',
         machine() + " One thread.",
         table(header, rows),
+        f"## Real models, T = {MODEL_TOKENS:,}",
+        table(model_header, [bench_model(name) for name in MODELS]),
+        "## Scaling",
     ]
-    panels = {"scores T x E": curves(measured)}
-    write_page("exact", sections, scaling_figure(panels, FLOOR, "seconds, median"))
+    write_page("exact", sections, scaling_figure({x: curves(sizes) for x, sizes in SCALING.items()}, FLOOR, "seconds"))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from alflb.exact import BatchedProblem, solve_exact, solve_streaming
 from alflb.problem import FloatArray
 from alflb.streams import make_stream
 from alflb.traces import load_router_trace
-from experiments.benchmarks._bench import machine, table, write_page
+from experiments.benchmarks._bench import duration, machine, table, write_page
 from experiments.benchmarks.exact import make_scores
 
 TOKENS = 10_000_000
@@ -88,7 +88,7 @@ class Cost:
     """Bytes."""
 
     def __str__(self) -> str:
-        return f"{self.cpu:.1f} / {self.wall:.1f} s, {self.peak / 1e6:.0f} MB"
+        return f"{duration([self.cpu])} / {duration([self.wall])}, {self.peak / 1e6:.0f} MB"
 
 
 def costly(run: Callable[[], Answer]) -> tuple[Answer, Cost]:

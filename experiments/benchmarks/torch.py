@@ -35,7 +35,7 @@ from alflb.kernels import numba_, reference
 from alflb.kernels.draws import DISTRIBUTIONS, Draw
 from alflb.kernels.torch_ import TorchKernels, route, route_by_torch, suits_triton
 from experiments.benchmarks import _triton_facts
-from experiments.benchmarks._bench import Contender, clock, machine, milliseconds, ratio, table, write_page
+from experiments.benchmarks._bench import Contender, clock, duration, machine, ratio, table, write_page
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -136,7 +136,7 @@ def times_section(dtype: torch.dtype) -> str:
             [
                 f"{size}",
                 name,
-                milliseconds(times),
+                duration(times),
                 ratio(times, timings[FLOOR]),
                 ratio(times, timings["torch.topk + bincount"]),
             ]
@@ -233,9 +233,7 @@ def draws_section() -> str:
             for name, run in runs.items()
         }
         same = np.array_equal(*(run(draw, bias_E, top_k)[0] for run in runs.values()))
-        rows.append(
-            [distribution, milliseconds(timings["torch"]), milliseconds(timings["numba"]), "yes" if same else "NO"]
-        )
+        rows.append([distribution, duration(timings["torch"]), duration(timings["numba"]), "yes" if same else "NO"])
     header = ["law", f"torch on {DEVICE.type}, ms", "numba, one thread, ms", "same loads"]
     return f"## Drawn scores, {SIZES[0]}, loads back on the host\n\n" + table(header, rows)
 

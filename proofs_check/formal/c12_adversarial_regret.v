@@ -4,11 +4,12 @@
 
      2 eta sum_(n < N) (D_n(p_n) - D_n(q))  <=  E spread(q)^2 / 4 + eta^2 N T^2 (K - K^2 / E).
 
-   With the best step this is the product of two square roots, T (rho / 2) sqrt(N K (E - K)) for spread(q) <= rho. That
-   the best bias for all batches together can be chosen with spread <= rho is proved on paper. *)
+   The best bias for all batches together is an optimal dual of all their tokens, so it can be chosen with spread <= rho
+   (strong_duality.v). With the best step the bound is the product of two square roots,
+   T (rho / 2) sqrt(N K (E - K)). *)
 
 From mathcomp Require Import all_ssreflect ssralg ssrnum ring.
-From alflb Require Import definitions topk c10_constant_step.
+From alflb Require Import definitions topk duality c10_constant_step strong_duality.
 Set Implicit Arguments.
 Unset Strict Implicit.
 Unset Printing Implicit Defensive.
@@ -94,8 +95,7 @@ move/le_trans; apply; rewrite ler_add // ler_wpmul2l ?sqr_ge0 // -[N in N%:R]sub
 by apply: ler_sum => n _; apply: squared_violation_le.
 Qed.
 
-(* a and b are square roots; eta = a / b. *)
-Theorem adversarial_regret q N rho a b : spread q <= rho -> 0 < a -> 0 < b -> eta = a / b ->
+Lemma narrow_regret q N rho a b : spread q <= rho -> 0 < a -> 0 < b -> eta = a / b ->
   a ^+ 2 = E%:R * (rho / 2%:R) ^+ 2 -> b ^+ 2 = N%:R * (T%:R ^+ 2 * (K%:R - K%:R ^+ 2 / E%:R)) ->
   \sum_(0 <= n < N) (D n (bias n) - D n q) <= a * b.
 Proof.
@@ -108,6 +108,34 @@ apply: (@le_trans _ _ (a ^+ 2 + eta ^+ 2 * b ^+ 2)).
   - by rewrite mulr_ge0 // (le_trans (spread_ge0 q)).
   by rewrite ler_wpmul2r.
 by rewrite le_eqVlt; apply/orP; left; apply/eqP; rewrite etaE; field; rewrite gt_eqF.
+Qed.
+
+(* The best fixed bias for the first N batches is an optimal dual of all their tokens together. *)
+Lemma best_fixed_bias N rho : (forall n, score_range (batch n) <= rho) ->
+  exists2 best, spread best <= rho & forall q, \sum_(0 <= n < N) D n best <= \sum_(0 <= n < N) D n q.
+Proof.
+move=> range; pose P := #|{: 'I_N * 'I_T}|.
+pose pooled (t : 'I_P) := batch (enum_val t).1 (enum_val t).2.
+have rho0 : 0 <= rho := le_trans (score_range_ge0 _) (range 0%N).
+have D_pooled q : definitions.D K pooled (even F P K) q = \sum_(0 <= n < N) D n q.
+  rewrite /definitions.D sumrB big_mkord -(sum_copies (fun n i => top_sum K (biased (batch n) q i))); congr (_ - _).
+  rewrite sumr_const_nat subn0 -[RHS]mulr_natl mulr_sumr; apply: eq_bigr => k _.
+  by rewrite /even /P card_prod !card_ord mulnCA natrM !mulrA.
+have [x [best [[fx _] gap narrow]]] := equal_targets_duality pooled KE E0.
+exists best => [|q]; last by rewrite -!D_pooled -gap weak_duality.
+apply: le_trans narrow _; apply: bigmax_le => // t.
+exact: le_trans (le_bigmax (fun i => spread (batch (enum_val t).1 i)) (enum_val t).2) (range _).
+Qed.
+
+(* a and b are square roots; eta = a / b. *)
+Theorem adversarial_regret q N rho a b : (forall n, score_range (batch n) <= rho) ->
+  0 < a -> 0 < b -> eta = a / b ->
+  a ^+ 2 = E%:R * (rho / 2%:R) ^+ 2 -> b ^+ 2 = N%:R * (T%:R ^+ 2 * (K%:R - K%:R ^+ 2 / E%:R)) ->
+  \sum_(0 <= n < N) (D n (bias n) - D n q) <= a * b.
+Proof.
+move=> range a0 b0 etaE aE bE; have [best narrow least] := best_fixed_bias N range.
+apply: le_trans (narrow_regret narrow a0 b0 etaE aE bE).
+by rewrite [leLHS]sumrB [leRHS]sumrB ler_add2l ler_opp2 least.
 Qed.
 
 End Regret.

@@ -408,7 +408,8 @@ def test_advise_from_a_log_says_that_the_step_was_too_large(run, tmp_path):
     [
         ([], "--batch-tokens is missing"),
         (["--log", "run.npz", "--excess", "0.1"], "--excess has no effect with --log"),
-        (["--log", "run.npz", "--batch-tokens", "64"], "--batch-tokens has no effect with --log"),
+        (["--log", "run.npz", "--array", "scores"], "--array has no effect with --log"),
+        (["--batch-tokens", "64", "--loads", "*tokens*"], "--loads has no effect without --log"),
         (["--log", "no_such_run.npz"], "no_such_run.npz"),
     ],
 )

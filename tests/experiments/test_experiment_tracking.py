@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alflb import load_router_trace, make_stream
-from alflb.bounds import TargetMotion, best_tracking_step, tracking_cost
+from alflb.bounds import TargetMotion, best_tracking_step, proportional_tracking_cost, sign_tracking_cost
 from alflb.population import GumbelTopOne
 from experiments import tracking
 
@@ -94,12 +94,12 @@ def test_prediction_of_the_drift_stream_is_where_the_runs_bottom_out():
 MODES = np.array([0.05, 0.1, 0.2])
 
 
-@pytest.mark.parametrize("rule", ["sign", "proportional"])
+@pytest.mark.parametrize("cost_of", [sign_tracking_cost, proportional_tracking_cost])
 @pytest.mark.parametrize("measure", ["regret", "load_sd", "max_vio", "bias_sd"])
 @pytest.mark.parametrize("motion", [TargetMotion(speed=1e-4), TargetMotion(diffusion=1e-6, overdispersion=4.0)])
-def test_best_step_is_a_minimum(rule, measure, motion):
-    best = best_tracking_step(rule, motion, 1001, 1, MODES, measure=measure)
-    at = [getattr(tracking_cost(rule, best * f, motion, 1001, 1, MODES), measure) for f in (0.9, 1.0, 1.1)]
+def test_best_step_is_a_minimum(cost_of, measure, motion):
+    best = best_tracking_step(cost_of, motion, 1001, 1, MODES, measure=measure)
+    at = [getattr(cost_of(best * f, motion, 1001, 1, MODES), measure) for f in (0.9, 1.0, 1.1)]
     assert at[1] == min(at)
 
 
@@ -111,20 +111,22 @@ def test_best_steps_agree_with_the_closed_forms_for_slow_motion():
     sign = (math.sqrt(8 * math.pi) * sigma * speed**2 / (moving * harmonic) * 4 / 3) ** (1 / 3)
     proportional = (4 * speed**2 / (sigma**2 * harmonic)) ** (1 / 3) / 4
     still = (tokens, 1, MODES)
-    assert best_tracking_step("sign", TargetMotion(speed=speed), *still) == pytest.approx(sign, rel=0.01)
-    assert best_tracking_step("proportional", TargetMotion(speed=speed), *still) == pytest.approx(
+    assert best_tracking_step(sign_tracking_cost, TargetMotion(speed=speed), *still) == pytest.approx(sign, rel=0.01)
+    assert best_tracking_step(proportional_tracking_cost, TargetMotion(speed=speed), *still) == pytest.approx(
         proportional, rel=0.01
     )
     walk = TargetMotion(diffusion=1e-14)
-    assert best_tracking_step("sign", walk, *still) == pytest.approx(math.sqrt(1e-14 * 4 / 3 / moving), rel=0.01)
-    assert best_tracking_step("proportional", walk, *still) == pytest.approx(1e-7 / sigma / 4, rel=0.01)
+    assert best_tracking_step(sign_tracking_cost, walk, *still) == pytest.approx(
+        math.sqrt(1e-14 * 4 / 3 / moving), rel=0.01
+    )
+    assert best_tracking_step(proportional_tracking_cost, walk, *still) == pytest.approx(1e-7 / sigma / 4, rel=0.01)
 
 
 def test_proportional_noise_is_that_of_a_linear_recursion():
     """x <- x - eta (h x + n) - w, two experts, in closed form and by running it."""
     gain, curvature, walk_sd = 0.8, 0.5, 0.02
     motion = TargetMotion(diffusion=walk_sd**2)
-    said = tracking_cost("proportional", gain / 2, motion, 101, 1, [curvature])
+    said = proportional_tracking_cost(gain / 2, motion, 101, 1, [curvature])
     rng = np.random.default_rng(0)
     noise, walk = rng.standard_normal((2, 200_000)) * np.array([[0.5 / math.sqrt(101)], [walk_sd]])
     x, total = 0.0, 0.0
@@ -136,23 +138,25 @@ def test_proportional_noise_is_that_of_a_linear_recursion():
 
 def test_a_rule_that_cannot_follow_costs_without_end():
     fast = TargetMotion(speed=0.1)
-    assert tracking_cost("sign", 0.1, fast, 100, 1, MODES).regret == math.inf
-    assert tracking_cost("sign", 0.11, fast, 100, 1, MODES).regret < math.inf
-    assert tracking_cost("proportional", 0.25 * 2 / 0.2, fast, 100, 1, MODES).load_sd == math.inf
-    assert tracking_cost("proportional", 0.0, fast, 100, 1, MODES).max_vio == math.inf
-    assert tracking_cost("proportional", 0.0, TargetMotion(), 100, 1, MODES).regret == 0
+    assert sign_tracking_cost(0.1, fast, 100, 1, MODES).regret == math.inf
+    assert sign_tracking_cost(0.11, fast, 100, 1, MODES).regret < math.inf
+    assert proportional_tracking_cost(0.25 * 2 / 0.2, fast, 100, 1, MODES).load_sd == math.inf
+    assert proportional_tracking_cost(0.0, fast, 100, 1, MODES).max_vio == math.inf
+    assert proportional_tracking_cost(0.0, TargetMotion(), 100, 1, MODES).regret == 0
 
 
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda: tracking_cost("sine", 0.1, TargetMotion(), 10, 1, MODES), "rule"),
-        (lambda: tracking_cost("sign", -0.1, TargetMotion(), 10, 1, MODES), "step_size"),
-        (lambda: tracking_cost("sign", 0.1, TargetMotion(speed=-1.0), 10, 1, MODES), "speed"),
-        (lambda: tracking_cost("sign", 0.1, TargetMotion(overdispersion=0.0), 10, 1, MODES), "overdispersion"),
-        (lambda: tracking_cost("sign", 0.1, TargetMotion(), 10, 4, MODES), "top_k"),
-        (lambda: best_tracking_step("sign", TargetMotion(), 10, 1, MODES), "motion"),
-        (lambda: best_tracking_step("sign", TargetMotion(speed=0.1), 10, 1, MODES, measure="max"), "measure"),
+        (lambda: sign_tracking_cost(-0.1, TargetMotion(), 10, 1, MODES), "step_size"),
+        (lambda: sign_tracking_cost(0.1, TargetMotion(speed=-1.0), 10, 1, MODES), "speed"),
+        (lambda: sign_tracking_cost(0.1, TargetMotion(overdispersion=0.0), 10, 1, MODES), "overdispersion"),
+        (lambda: sign_tracking_cost(0.1, TargetMotion(), 10, 4, MODES), "top_k"),
+        (lambda: best_tracking_step(sign_tracking_cost, TargetMotion(), 10, 1, MODES), "motion"),
+        (
+            lambda: best_tracking_step(sign_tracking_cost, TargetMotion(speed=0.1), 10, 1, MODES, measure="max"),
+            "measure",
+        ),
         (lambda: make_stream("drift", period=0.0), "period"),
     ],
 )

@@ -1,9 +1,12 @@
 """What of `train_moe` needs no torch: arms, sizes, result files, and the line that says what is missing."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alflb.rules import make_rule
 from alflb.schedules import InverseSqrt
@@ -51,16 +54,31 @@ def test_misspelled_arms(name, message):
 
 def test_unknown_corpus():
     with pytest.raises(ValueError, match="unknown corpus 'shakespear': did you mean 'shakespeare'"):
-        train_moe._known_corpus("shakespear", 300)
+        train_moe.known_corpus("shakespear", 300)
 
 
 def test_learning_rate_rises_and_falls():
-    size = SIZES["tiny"]
+    size = SIZES["5m"]
     rates = [size.learning_rate_at(step) for step in range(1, size.num_steps + 1)]
     assert max(rates) == size.learning_rate == rates[17]
     assert rates[0] == pytest.approx(size.learning_rate / 18)
     assert rates[-1] == pytest.approx(size.learning_rate / 10)
     assert size.look_at == (36, 90, 180)
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_forwards_are_of_equal_size_and_no_larger_than_asked(per_step, per_forward):
+    size = dataclasses.replace(SIZES["smoke"], sequences_per_forward=per_forward).changed(sequences_per_step=per_step)
+    part = size.sequences_per_forward
+    assert per_step % part == 0
+    assert part <= per_forward
+    assert not any(per_step % other == 0 for other in range(part + 1, min(per_step, per_forward) + 1))
+
+
+def test_traces_are_no_longer_than_the_text_that_is_looked_at():
+    size = SIZES["5m"].changed(evaluation_tokens=1024)
+    assert size.trace_tokens == 1024
+    assert SIZES["5m"].changed(evaluation_tokens=32768).trace_tokens == SIZES["5m"].trace_tokens
 
 
 def rows_of(arm, seed, loss, max_vio, correlation=None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from alflb import AssignmentProblem, read_trace, solve_exact
+from alflb import AssignmentProblem, duality, metrics, read_trace, solve_exact
 from alflb.cli.app import app as alflb_app
 from alflb.problem import target_load_E
 from alflb.rules import Observation
@@ -31,7 +31,7 @@ SMALLEST = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def corpus():
-    return train_moe._known_corpus("package", SMALLEST.vocab_size)
+    return train_moe.known_corpus("package", SMALLEST.vocab_size)
 
 
 @pytest.fixture(autouse=True)
@@ -75,13 +75,13 @@ def test_arms_of_a_seed_start_from_the_same_model_and_batches(corpus):
 def test_auxiliary_loss_by_hand():
     scores_TE = np.array([[0.8, 0.4, 0.2], [0.6, 0.3, 0.1], [0.5, 0.25, 0.5]])
     logits_TE = torch.tensor(np.log(scores_TE / (1 - scores_TE)), requires_grad=True)
-    loss = moe.auxiliary_loss(logits_TE, torch.tensor([[0], [0], [2]]))
+    loss = moe.auxiliary_loss(logits_TE, torch.tensor([[0], [0], [2]]), "sigmoid")
     share_E = (scores_TE / scores_TE.sum(axis=1, keepdims=True)).mean(axis=0)
     assert float(loss.detach()) == pytest.approx(3 * (2 / 3 * share_E[0] + 1 / 3 * share_E[2]))
     loss.backward()
     assert (logits_TE.grad[:, 0] > 0).all()  # descent lowers the overloaded expert's scores
     assert (logits_TE.grad[:, 1] < 0).all()  # and raises the unused one's
-    balanced = moe.auxiliary_loss(torch.randn(6, 3), torch.tensor([[0], [1], [2], [0], [1], [2]]))
+    balanced = moe.auxiliary_loss(torch.randn(6, 3), torch.tensor([[0], [1], [2], [0], [1], [2]]), "sigmoid")
     assert float(balanced) == pytest.approx(1.0)
 
 
@@ -194,6 +194,60 @@ def test_evaluation_changes_nothing(corpus):
     assert np.array_equal(biases(run)[1], biases(same)[1])
 
 
+@pytest.mark.parametrize("arm", ["none", "proportional:0.001", "qb", "aux:0.01"])
+def test_softmax_gate_scores_sum_to_one_and_the_bias_steers_it(corpus, arm):
+    run = trainer(corpus, arm, gate="softmax")
+    seen = {}
+    run.watch = lambda step, routed: seen.update({step: (routed[1], run.routers.bias_E(1))})
+    run.train(3)
+    for routing, bias_E in seen.values():
+        scores_TE = routing.scores_TE()
+        assert scores_TE.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+        picked_TE = np.zeros(scores_TE.shape, dtype=bool)
+        np.put_along_axis(picked_TE, torch.cat(routing.experts_TK).numpy(), True, axis=1)
+        biased_TE = scores_TE + bias_E.astype(np.float32)
+        assert (np.where(picked_TE, biased_TE, np.inf).min(1) >= np.where(picked_TE, -np.inf, biased_TE).max(1)).all()
+        assert picked_TE.sum(axis=0).tolist() == routing.load_E().tolist()
+    assert biases(run)[1].any() == (arm in {"proportional:0.001", "qb"})
+
+
+def test_gates_start_from_the_same_weights(corpus):
+    one, other = trainer(corpus), trainer(corpus, gate="softmax")
+    pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    assert all(torch.equal(weight, same) for weight, same in pairs)
+
+
+def test_sgd_keeps_nothing_but_the_weights(corpus):
+    run = trainer(corpus, "sign:0.01", optimizer="sgd", learning_rate=0.1)
+    before = [weight.detach().clone() for weight in run.model.parameters()]
+    run.train(2)
+    assert not any(run.optimizer.state.values())
+    assert any(not torch.equal(weight, old) for weight, old in zip(run.model.parameters(), before, strict=True))
+
+
+def test_traces_of_batches_say_what_the_routers_did(corpus, tmp_path):
+    files = moe.Files(traces=tmp_path, trace_every=2, checkpoint=tmp_path / "run.pt", checkpoint_every=1)
+    rows, _ = moe.measure(SMALLEST, Arm.parse("sign:0.01"), corpus, 0, files=files)
+    (layer,) = [row for row in rows if row["kind"] == "layer"]
+    written = sorted((tmp_path / "sign-0.01_seed0_batches").iterdir())
+    assert [file.name for file in written] == [f"layer1_step{step}.npz" for step in (2, 4, 6)]
+    for file in written:
+        trace = read_trace(file)
+        load_E = duality.allocate(AssignmentProblem(trace.scores_TE, trace.top_k), trace.bias_E).load_E
+        assert float(metrics.max_vio(load_E)) == pytest.approx(layer["max_vio"][trace.metadata["step"] - 1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 1e-4}, {"sequences_per_step": 2}, {"gate": "softmax"}, {"optimizer": "sgd"}]
+)
+def test_a_checkpoint_of_other_settings_is_refused(corpus, tmp_path, change):
+    run = trainer(corpus)
+    run.train(1)
+    run.save(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"run\.pt belongs to"):
+        trainer(corpus, **change).load(tmp_path / "run.pt")
+
+
 def test_price_of_the_optimal_bias_is_nothing():
     scores_TE = np.random.default_rng(0).integers(0, 1024, (64, 8)).astype(np.float32) / 1024
     optimum = solve_exact(AssignmentProblem(scores_TE, 2))
@@ -229,7 +283,10 @@ def test_too_little_text_is_said():
         run.evaluate()
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("tiny", 4.5e6, 5.5e6), ("small", 8e7, 1.2e8), ("1b", 0.9e9, 1.2e9)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("1m", 9e5, 1.1e6), ("5m", 4.5e6, 5.5e6), ("20m", 1.9e7, 2.1e7), ("104m", 1.03e8, 1.05e8), ("1b", 1.1e9, 1.2e9)],
+)
 def test_sizes_are_as_large_as_they_are_called(name, low, high):
     assert low < moe.count_parameters(SIZES[name], SIZES[name].vocab_size) < high
 
@@ -299,6 +356,8 @@ def test_one_text_file_and_other_sizes_are_enough(tmp_path):
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--no-shakespeare"], "there are 0 documents"),
         (["--precision", "float8"], "precision is 'float8'; choose one of float32, bfloat16"),
+        (["--optimizer", "adam"], "optimizer is 'adam'; choose one of adamw, sgd"),
+        (["--gate", "relu"], "gate is 'relu'; choose one of sigmoid, softmax"),
         (["--text", str(ROOT / "CITATION.cff"), "--batch", "1000"], "bytes, and one step takes"),
         (["--no-shakespeare", "--text", "nowhere.txt"], "nowhere.txt does not exist"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from scipy.sparse import csr_array
 from typer.testing import CliRunner
 
+from alflb.verdict import Verdict
 from proofs_check import _page, _runner, formal
 from proofs_check.__main__ import app, claims
 from proofs_check.formal import correspondence
@@ -80,8 +81,8 @@ def test_an_unfinished_proof_is_found(changed_sources):
 def test_a_false_statement_is_refused(changed_sources, capsys):
     changed_sources([("c1_lagrangian_identity", "0 <= benefit p q i", "0 < benefit p q i")])
     (row,) = _runner.formal_rows(["C1"])
-    assert (row.passed, row.verdict) == (False, "REFUSED")
-    assert "c1_lagrangian_identity.v" in row.detail["error"]
+    assert (row.passed, row.words) == (False, "REFUSED")
+    assert "c1_lagrangian_identity.v" in row.found.witness["error"]
 
 
 def test_theorems_are_named_once_and_stand_in_their_files():
@@ -183,7 +184,7 @@ def test_without_coq_rows_say_so_and_nothing_fails(monkeypatch):
     monkeypatch.setattr(_runner, "QUICK_PROOF_SECONDS", 1.0)
     (row,) = _runner.formal_rows(["C4"])
     assert row.passed
-    assert row.verdict == f"skipped: {formal.INSTALL}"
+    assert row.words == f"skipped: {formal.INSTALL}"
     assert _page._formal_table([row]) == "Coq was not installed for this run."
     done = CliRunner().invoke(app, ["--claim", "C1", "--instances", "20", "--json"])
     assert done.exit_code == 0
@@ -201,7 +202,7 @@ def test_without_coq_make_proofs_says_what_to_install(monkeypatch, capsys):
 def test_the_page_of_claims_lists_what_was_proved():
     theorem = formal.THEOREMS[0]
     detail = {"theorems": [{"file": f"{theorem.file}.v", "name": theorem.name, "s": 1.25}]}
-    row = _runner.Row(theorem.claim, "all sizes", "Coq", 1, None, None, True, "proved", 1.3, detail)
+    row = _runner.Row("all sizes", Verdict(theorem.claim, "Coq", 1, 0, 0, True, detail), "proved", 1.3)
     assert f"| `{theorem.name}` | `{theorem.file}.v` | 1.2 |" in _page._formal_table([row])
 
 

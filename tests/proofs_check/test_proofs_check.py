@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 import alflb.simulation
@@ -19,12 +20,13 @@ from proofs_check import c4_absorbing_band as c4
 from proofs_check import c5_finite_entry as c5
 from proofs_check import c9_logarithmic_regret as c9
 from proofs_check import c13_sign_rule_noise as c13
+from proofs_check import c16_unequal_targets as c16
 from proofs_check.__main__ import app, claims
 from proofs_check._instances import FAMILIES, draw, smallest
 from proofs_check._witnesses import WITNESSES
 
 CLAIMS = {module.CLAIM: module for module in claims()}
-QUICK = {"C0": 150, "C7": 7, "C8": 10, "C9": 10, "C12": 80, "C13": 8, "LAW": 12000}
+QUICK = {"C0": 150, "C7": 7, "C8": 10, "C9": 10, "C12": 80, "C13": 8, "C18": 60, "C19": 7, "C20": 8, "LAW": 12000}
 
 
 def size(claim):
@@ -44,7 +46,7 @@ def test_control_is_refuted(claim):
     assert not CLAIMS[claim].BROKEN(seed=1, instances=counts.get(claim, size(claim))).holds
 
 
-@pytest.mark.parametrize("claim", ["C4", "C5", "C14", "C15"])
+@pytest.mark.parametrize("claim", ["C4", "C5", "C14", "C15", "C16", "C17", "C18"])
 def test_sharper_claim_holds(claim):
     assert CLAIMS[claim].sharper(seed=3, instances=300).holds
 
@@ -67,6 +69,22 @@ def test_the_sign_rule_balances_the_median_batch_where_tokens_depend_on_each_oth
     share = [c13.mean_share(step_size, num_steps=6000) for step_size in (1e-2, 1e-3)]
     assert max(share) < 0.36  # balance would be 0.5, and a smaller step does not come closer
     assert share[1] < share[0]
+
+
+def test_the_bias_drifts_without_end_next_to_a_target_of_zero():
+    one = c16.drifting()
+    bias_NE, load_NE = one.follow(600)
+    assert one.score_range == 0
+    assert not load_NE[10:, 0].any()
+    assert np.ptp(bias_NE[600]) > 1.9 * np.ptp(bias_NE[300]) > 100
+
+
+def test_bernsteins_bound_is_above_the_exact_quantile_and_not_far():
+    """The union of exact binomial tails, for a batch in common use."""
+    num_tokens, top_k, num_experts, failure = 2048, 6, 64, 0.01
+    exact = stats.binom.isf(failure / num_experts, num_tokens, top_k / num_experts) / (top_k * num_tokens / num_experts)
+    said = bounds.max_vio_bound(num_tokens, top_k, num_experts, failure=failure)
+    assert exact - 1 <= said <= 1.3 * (exact - 1)
 
 
 @pytest.mark.parametrize("witness", WITNESSES, ids=lambda witness: witness.name)
@@ -304,6 +322,7 @@ def open_windows(scores, width):
 
 
 honest_multiplicity = bounds.crossing_multiplicity
+honest_max_vio = bounds.max_vio_bound
 
 BOUNDS = {
     "open windows": ("crossing_multiplicity", open_windows, ["C0"]),
@@ -318,14 +337,37 @@ BOUNDS = {
     "half the loss": ("affinity_loss_bound", lambda v, s: v * s / 4, ["C6"]),
     "no distance": ("constant_step_gap", lambda d, n, eta, g: eta * g / 2, ["C10"]),
     "a quarter of eta G^2": ("constant_step_gap", lambda d, n, eta, g: d / (2 * eta * n) + eta * g / 4, ["C10"]),
-    "spread within rho": ("bias_spread_bound", lambda start, rho, u: max(start, rho), ["C11"]),
-    "spread without the start": ("bias_spread_bound", lambda start, rho, u: rho + 2 * u, ["C11"]),
+    "spread within rho": ("bias_spread_bound", lambda start, rho, u, **_: max(start, rho), ["C11"]),
+    "spread without the start": ("bias_spread_bound", lambda start, rho, u, **_: rho + 2 * u, ["C11"]),
     "regret of K picks only": (
         "adversarial_regret",
         lambda rho, n, e, k: 0.4 * rho * (n * k * (e - k)) ** 0.5,
         ["C12"],
     ),
     "a pull too strong": ("sign_pull", lambda t, e, r: 1e3, ["C13"]),
+    "rho for unequal targets": ("optimal_spread", lambda rho, e, k, **_: rho, ["C16"]),
+    "c = 1 up to K = 2": (
+        "optimal_spread",
+        lambda rho, e, k, **_: rho if k <= 2 or k >= e - 1 else 2 * rho,
+        ["C16"],
+    ),
+    "spread without the delay": ("bias_spread_bound", lambda s, rho, u, delay=0: max(s, rho + 2 * u), ["C17"]),
+    "spread of d steps, not d + 1": (
+        "bias_spread_bound",
+        lambda s, rho, u, delay=0: max(s, rho + 2 * u * max(delay, 1)),
+        ["C17"],
+    ),
+    "a path for nothing": (
+        "dynamic_regret",
+        lambda rho, n, e, k, v: 0.5 * rho * (n * k * (e - k)) ** 0.5,
+        ["C18"],
+    ),
+    "half the largest MaxVio": (
+        "max_vio_bound",
+        lambda t, k, e, failure: 0.5 * honest_max_vio(t, k, e, failure=failure),
+        ["C19"],
+    ),
+    "a pull of ties too strong": ("sign_pull_of_ties", lambda t, e, k, r, c: 1e3, ["C20"]),
 }
 
 

@@ -17,12 +17,14 @@ SCORE_NAMES = [name for name in NAMES if RULES.get(name).sees is not Sight.LOADS
 
 # The exceptions, by name. Each is asserted to be one, so that a rule cannot hide here.
 NEVER_MOVES = {"none"}
+DRAWS_BACK = {"dual_averaging", "phi_balancing"}
+"""At balance the bias draws back to where it started, and rests there."""
 MOVES_AT_BALANCE = {
     "damped": "the bias leaks away",
-    "dual_averaging": "the bias draws back to where it started",
     "binned_qb": "tokens within a bin of the boundary may move",
     "histogram_qb": "tokens within a bin of the boundary may move",
     "sinkhorn": "it balances the entropic plan, not its top-K",
+    **dict.fromkeys(DRAWS_BACK, "the bias draws back to where it started"),
 }
 SCORES = np.random.default_rng(4).random((40, 5))
 STEPS = 8
@@ -86,7 +88,7 @@ def test_nothing_moves_at_exact_balance(name):
     path = run(make(name), [TARGET.astype(np.int64)] * STEPS, bias)
     if name not in MOVES_AT_BALANCE:
         np.testing.assert_array_equal(path, np.tile(bias, (STEPS + 1, 1)))
-    elif name == "dual_averaging":  # it rests where it started, and nowhere else: see test_rules_by_hand.py
+    elif name in DRAWS_BACK:  # they rest where they started, and nowhere else: see test_rules_by_hand.py
         np.testing.assert_array_equal(path[-1], bias)
     else:
         assert not np.array_equal(path[-1], bias)
@@ -271,6 +273,13 @@ def test_unknown_rule_suggests_the_nearest():
         ("none", {"rate": 0.1}, "unknown constant of rule 'none' 'rate': there is none"),
         ("ema", {"bta": 0.5}, "unknown constant of rule 'ema' 'bta': did you mean 'beta'"),
         ("ema", {"beta": 1.0}, "beta is 1.0"),
+        ("variance_ema", {"beta_max": 1.0}, "beta_max is 1.0"),
+        ("variance_ema", {"reference": 0.0}, "reference is 0.0"),
+        ("oscillation_ema", {"beta_min": 0.96}, "beta_min is 0.96, above beta_max = 0.95"),
+        ("oscillation_ema", {"energy_decay": -0.5}, "energy_decay is -0.5"),
+        ("phi_balancing", {"gain": 0.0}, "gain is 0.0"),
+        ("phi_balancing", {"gain": 2.0}, "gain is 2.0"),
+        ("longcat", {"num_zero": -1}, "num_zero is -1"),
         ("accumulated_sign", {"interval": 0}, "interval is 0"),
         ("top_j_sign", {"count": 1.5}, "count is 1.5"),
         ("rms", {"beta1": 1.0}, "beta1 is 1.0"),

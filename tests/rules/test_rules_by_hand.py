@@ -103,6 +103,73 @@ def test_ema_overshoots_balance_by_what_is_left_of_its_average():
     np.testing.assert_allclose(final, [-1.5, 0.25, 1.25], atol=1e-15)
 
 
+def test_variance_ema():
+    # v = 2/12. mean e^2 = 2/3, 1/8, 0: X = 1/2, 0, 0, so beta = 1/2 - 1/4, 1/2, 1/2
+    # averages (-3/4, 0, 3/4), (-5/8, 1/8, 1/2), and half of that
+    expected = [[-0.75, 0.0, 0.75], [-1.375, 0.125, 1.25], [-1.6875, 0.1875, 1.5]]
+    rule = make_rule("variance_ema", 1.0, beta_min=0.0, beta_max=0.5, reference=0.5)
+    np.testing.assert_allclose(path(rule), expected, atol=1e-15)
+
+
+def test_oscillation_ema():
+    # v = 1/6. P = 7/12, then 1/2 of it + 1/2 of 31/96 - 1/12, then half; O = 0. beta = 2/9, 32/111, 64/143
+    first = np.array([-7.0, 0.0, 7.0]) / 9
+    second = 32 / 111 * first + 79 / 111 * np.array([-0.5, 0.25, 0.25])
+    third = 64 / 143 * second
+    rule = make_rule("oscillation_ema", 1.0, beta_min=0.0, energy_decay=0.5)
+    np.testing.assert_allclose(path(rule), np.cumsum([first, second, third], axis=0), rtol=1e-13, atol=1e-15)
+
+
+def test_oscillation_ema_remembers_longest_where_loads_alternate():
+    # the second batch has P = 0 and O = 7/12: beta = 1, above the bound 3/4
+    first = np.array([-7.0, 0.0, 7.0]) / 9
+    second = 0.75 * first + 0.25 * np.array([1.0, 0.0, -1.0])
+    rule = make_rule("oscillation_ema", 1.0, beta_min=0.0, beta_max=0.75, energy_decay=0.0)
+    np.testing.assert_allclose(path(rule, [[8, 4, 0], [0, 4, 8]]), np.cumsum([first, second], axis=0), atol=1e-15)
+
+
+def test_phi_balancing():
+    # c / L = (2, 1, 0), (3/2, 3/4, 3/4), 1; averages (3/2, 1, 1/2), (3/2, 7/8, 5/8), (5/4, 15/16, 13/16)
+    average_NE = np.array([[1.5, 1.0, 0.5], [1.5, 0.875, 0.625], [1.25, 0.9375, 0.8125]])
+    np.testing.assert_allclose(path(make_rule("phi_balancing", 0.5, gain=0.5)), -0.5 * np.log(average_NE), atol=1e-15)
+
+
+def test_phi_balancing_rests_off_balance_and_draws_back_at_balance():
+    start = np.array([1.0, 0.0, -1.0])
+    rule = make_rule("phi_balancing", 0.5, gain=0.5)
+    rests = path(rule, [[6, 4, 2]] * 60, bias=start)[-1]
+    np.testing.assert_allclose(rests, start - 0.5 * np.log([1.5, 1.0, 0.5]), atol=1e-12)
+    np.testing.assert_allclose(path(rule, [[6, 4, 2]] + [[4, 4, 4]] * 60, bias=start)[-1], start, atol=1e-12)
+
+
+def test_phi_balancing_prices_an_expert_without_tokens():
+    assert path(make_rule("phi_balancing", 1.0, gain=1.0), [[12, 0, 0]])[0][1] == -np.log(1e-8)
+
+
+def test_longcat():
+    # the last expert is an identity expert, and its bias stays
+    rule = make_rule("longcat", 0.5, num_zero=1)
+    assert path(rule) == [[-0.5, 0.0, 0.0], [-0.75, 0.125, 0.0], [-0.75, 0.125, 0.0]]
+    assert path(make_rule("longcat", 0.5)) == path(make_rule("proportional", 0.5))
+    with pytest.raises(ValueError, match="num_zero is 3, of 3 experts"):
+        path(make_rule("longcat", num_zero=3))
+
+
+def test_longcat_fixes_the_mean_number_of_computing_experts():
+    # 4 experts compute and 2 do not; of K = 2 picks 1.5 are to compute: targets 3/8 T and, for both others, T/2
+    scores_TE = np.random.default_rng(0).random((800, 6))
+    target_E = np.array([300.0] * 4 + [200.0] * 2)
+    rule, bias_E, loads = make_rule("longcat", 0.02, num_zero=2), np.zeros(6), []
+    for t in range(1, 400):
+        load_E = np.bincount(np.argsort(-(scores_TE + bias_E), axis=1)[:, :2].ravel(), minlength=6)
+        bias_E, _ = rule.step(bias_E, Observation(t, target_E, load_E=load_E), ())
+        loads.append(load_E)
+    assert abs(loads[0][:4] - 300).max() > 20
+    assert abs(loads[-1][:4] - 300).max() <= 2
+    assert bias_E[4:].tolist() == [0.0, 0.0]
+    assert abs(loads[-1][4:].sum() - 400) <= 8
+
+
 def test_accumulated_sign():
     # shortfalls (-4, 0, 4) + (-2, 1, 1) = (-6, 1, 5) at the end of the first interval of two
     expected = [[0.0, 0.0, 0.0], [-0.5, 0.5, 0.5], [-0.5, 0.5, 0.5]]

@@ -77,11 +77,11 @@ def test_three_steps_of_the_search_by_hand():
     assert {state.step_size for state in states} == {self_tuning.FIRST_STEP}
 
 
-def test_steps_double_once_the_noise_is_known():
+def test_steps_grow_once_the_noise_is_known():
     load, target = [[8, 4, 0]] * 12, [np.full(3, 4.0)] * 12
     _, states = follow(load, target)
     steps = [state.step_size / self_tuning.FIRST_STEP for state in states]
-    assert steps == [1] * 8 + [2, 4, 8, 16]
+    assert steps == [1] * 4 + [4.0**n for n in range(1, 9)]
 
 
 def test_three_steps_of_tracking_by_hand():

@@ -85,6 +85,18 @@ def test_linear_router_logits_have_unit_variance_and_topics_add_to_it():
     assert logits(num_topics=64, topic_scale=2.0).std() == pytest.approx(np.sqrt(5.0), rel=0.15)
 
 
+def test_linear_router_makes_the_named_scores_of_the_same_logits():
+    def scores(function):
+        return take(make_stream("linear_router", num_tokens=64, num_experts=4, score_function=function), 1)[0]
+
+    sigmoid = scores("sigmoid")
+    logits = np.log(sigmoid / (1 - sigmoid))
+    powers = np.exp(logits)
+    np.testing.assert_allclose(scores("softmax"), powers / powers.sum(axis=1, keepdims=True), rtol=1e-10)
+    np.testing.assert_allclose(scores("sqrtsoftplus"), np.sqrt(np.log(1 + powers)), rtol=1e-10)
+    assert scores("sqrtsoftplus").max() > 1  # no upper end, as in DeepSeek-V4
+
+
 def test_drift_turns_its_offsets_with_the_stated_period():
     stream = make_stream("drift", num_tokens=4000, num_experts=4, offsets=2.0, period=8)
     means = [batch.mean(axis=0) for batch in take(stream, 8)]

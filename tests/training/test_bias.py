@@ -228,12 +228,21 @@ def test_reports_hold_the_numbers_worked_out_by_hand():
     for index, layer in enumerate(["layer_00", "layer_01"]):
         mean = 50 * 2 / NUM_EXPERTS
         assert flat[f"alflb/{layer}/max_vio"] == pytest.approx(loads[2, index].max() / mean - 1)
+        assert flat[f"alflb/{layer}/min_vio"] == pytest.approx(loads[2, index].min() / mean - 1)
+        assert flat[f"alflb/{layer}/avg_vio"] == pytest.approx(np.abs(loads[2, index] / mean - 1).mean())
         assert flat[f"alflb/{layer}/max_vio_global"] == pytest.approx(loads[:, index].sum(axis=0).max() / mean / 3 - 1)
         assert flat[f"alflb/{layer}/dead_experts"] == (loads[2, index] == 0).sum()
         assert flat[f"alflb/{layer}/bias_spread"] == np.ptp(reports[2].layers[index].bias_E)
-    assert flat["alflb/max_vio_max"] == max(flat["alflb/layer_00/max_vio"], flat["alflb/layer_01/max_vio"])
+    vios = [flat["alflb/layer_00/max_vio"], flat["alflb/layer_01/max_vio"]]
+    assert flat["alflb/max_vio_max"] == max(vios)
+    assert flat["alflb/max_vio_p50"] == pytest.approx(np.mean(vios))
+    assert max(vios) >= flat["alflb/max_vio_p95"] >= flat["alflb/max_vio_p75"]
     assert all(isinstance(value, (int, float)) and not isinstance(value, np.generic) for value in flat.values())
-    assert next(iter(StepReport(3, reports[2].layers).as_dict("router"))) == "router/layer_00/max_vio"
+    assert next(iter(StepReport(3, reports[2].layers).as_dict("router"))) == "router/layer_00/min_vio"
+    per_rank = reports[2].as_dict(num_ranks=2)["alflb/layer_01/max_vio_ranks"]
+    assert per_rank == pytest.approx(loads[2, 1].reshape(2, -1).sum(axis=1).max() / 50 - 1)
+    with pytest.raises(ValueError, match="num_ranks is 3, which does not divide 8 experts"):
+        reports[2].as_dict(num_ranks=3)
     balancer.reset_totals()
     (report,) = feed(model, balancer, [3])
     assert report.layers[0].max_vio_global == report.layers[0].max_vio

@@ -39,6 +39,12 @@ def test_ranks_agree_with_one_process_on_all_the_data(world, run_ranks, alone):
         assert rank["reduced"].tolist() == [[True, 2 * (NUM_EXPERTS + 1)]] * NUM_STEPS, "one call, int64, all layers"
 
 
+def test_ranks_that_do_not_wait_for_the_device_get_the_same_bits(run_ranks, alone):
+    for rank in run_ranks(2, "union_on_device"):
+        for name in ("loads", "biases", "in_model", "reduced"):
+            assert rank[name].tobytes() == alone[name].tobytes()
+
+
 @pytest.mark.parametrize("job", ["ddp", "sharded"])
 def test_wrapped_models_keep_equal_biases_and_their_own_names(job, run_ranks):
     first, second = run_ranks(2, job)

@@ -7,12 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from alflb.cli.app import app
+from alflb.logs import read_log
 from alflb.traces import LoadTrace, TraceError, read_trace
 from tests.training.models import NUM_EXPERTS, feed, feeds, training
 
 LoadBalancer = training.LoadBalancer
 TrainingLog = training.TrainingLog
-read_log = training.read_log
 
 
 def run(folder, steps, steps_per_file=3, state=None):
@@ -62,7 +62,7 @@ def test_a_resumed_run_goes_on_in_the_same_folder(tmp_path):
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path):
-    with pytest.raises(TraceError, match="holds no training log"):
+    with pytest.raises(TraceError, match="no log is recognized in it"):
         read_log(tmp_path)
     run(tmp_path, range(9))
     (tmp_path / "layer_00/step_000000004.npz").unlink()
@@ -82,8 +82,10 @@ def test_alflb_diagnose_reads_a_log(tmp_path):
     assert "2 layers, 0 with something" in healthy.output
     faulty = CliRunner().invoke(app, ["diagnose", str(tmp_path), "--batch-tokens", "25", "--json"])
     assert faulty.exit_code == 1
-    found = json.loads(faulty.output)
-    assert found["layer_01"][0]["check"] == "totals"
-    assert "2 times K T" in found["layer_01"][0]["evidence"]
+    found = json.loads(faulty.output)["layers"]["layer_01"]
+    assert found["suspicions"][0]["check"] == "totals"
+    assert "2 times K T" in found["suspicions"][0]["evidence"]
+    assert found["num_steps"] == 40
+    assert -1 <= found["min_vio"] <= 0 <= found["avg_vio"] <= found["max_vio"]
     missing = CliRunner().invoke(app, ["diagnose", str(tmp_path / "nowhere.npz")])
     assert missing.exit_code == 2

@@ -127,30 +127,6 @@ def test_a_step_between_accelerates_micro_batches_is_refused():
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-class Wrapped(torch.nn.Module):
-    """What PEFT puts around a module: the module itself under another name, called with what it is called with."""
-
-    def __init__(self, base_layer):
-        super().__init__()
-        self.base_layer = base_layer
-
-    def forward(self, x, *args, **kwargs):
-        return self.base_layer(x, *args, **kwargs)
-
-
-def test_adapters_change_neither_names_nor_counts():
-    """PEFT's names and wrappers, without PEFT: prefix, wrapped experts, and a trainable copy of the gate."""
-    model = make_model()
-    names = LoadBalancer.attach(model).layer_names
-    for layer in model.model.layers[1:]:
-        layer.mlp.experts = Wrapped(Wrapped(layer.mlp.experts))
-    adapted = torch.nn.ModuleDict({"base_model": torch.nn.ModuleDict({"model": model})})
-    balancer = LoadBalancer.attach(adapted)
-    assert balancer.layer_names == names
-    train(model, balancer, text_batches(1))
-    assert balancer.state_dict()["layers"][names[0]]["total_load"].sum() == BATCH * LENGTH * TOP_K
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -163,7 +139,7 @@ def test_adapters_change_neither_names_nor_counts():
 @pytest.mark.filterwarnings("ignore")  # of PEFT
 def test_adapters_of_peft(options, tmp_path):
     """Names, counts, and biases that the adapter's checkpoint leaves out."""
-    peft = pytest.importorskip("peft", reason="needs peft, which is in no extra")
+    peft = require("peft")
     names = LoadBalancer.attach(make_model()).layer_names
     config = peft.LoraConfig(r=2, **{"target_modules": ["o_proj"], **options})
     model = peft.get_peft_model(make_model(), config)
@@ -179,31 +155,49 @@ def test_adapters_of_peft(options, tmp_path):
     torch.testing.assert_close(fresh.eval()(batch).logits, model.eval()(batch).logits)
 
 
-def test_the_trainable_copy_of_a_gate_is_the_one_that_counts():
-    model = make_model()
-
-    class ModulesToSave(torch.nn.Module):
-        def __init__(self, gate):
-            super().__init__()
-            self.original_module = gate
-            self.modules_to_save = torch.nn.ModuleDict({"default": copy.deepcopy(gate)})
-
-        def __getattr__(self, name):
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                return getattr(self.modules_to_save["default"], name)
-
-        def forward(self, *args):
-            return self.modules_to_save["default"](*args)
-
-    for layer in model.model.layers[1:]:
-        layer.mlp.gate = ModulesToSave(layer.mlp.gate)
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+def test_the_trainable_copy_of_a_gate_is_the_one_that_is_balanced():
+    """PEFT keeps the original gate beside the copy that routes; the bias of the copy moves, the original's stays."""
+    peft = require("peft")
+    config = peft.LoraConfig(r=2, target_modules=["o_proj"], modules_to_save=["gate"])
+    model = peft.get_peft_model(make_model(), config)
     balancer = LoadBalancer.attach(model, schedule=0.1)
     train(model, balancer, text_batches(1))
-    gate = model.model.layers[1].mlp.gate
-    assert gate.modules_to_save["default"].e_score_correction_bias.any()
-    assert not gate.original_module.e_score_correction_bias.any()
+    for name in balancer.layer_names:
+        gate = model.get_base_model().get_submodule(f"{name}.gate")
+        assert gate.modules_to_save["default"].e_score_correction_bias.any()
+        assert not gate.original_module.e_score_correction_bias.any()
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+def test_adapters_that_copy_the_gate_after_attaching_are_noticed():
+    """The balancer would move the bias of the original, which routes no token any more."""
+    peft = require("peft")
+    model = make_model()
+    balancer = LoadBalancer.attach(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["o_proj"], modules_to_save=["gate"]))
+    (batch,) = text_batches(1)
+    adapted(input_ids=batch)
+    with pytest.raises(RuntimeError, match=r"the router of model.layers.1.mlp has been replaced since attach"):
+        balancer.step()
+    harmless = make_model()
+    balancer = LoadBalancer.attach(harmless)
+    peft.get_peft_model(harmless, peft.LoraConfig(r=2, target_modules=["o_proj"]))(input_ids=batch)
+    assert balancer.step().layers[0].load_E.sum() == BATCH * LENGTH * TOP_K
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+def test_of_several_adapters_the_active_one_is_balanced():
+    peft = require("peft")
+    config = peft.LoraConfig(r=2, target_modules=["o_proj"], modules_to_save=["gate"])
+    model = peft.get_peft_model(make_model(), config)
+    model.add_adapter("second", config)
+    model.set_adapter("second")
+    balancer = LoadBalancer.attach(model, schedule=0.1)
+    train(model, balancer, text_batches(1))
+    copies = model.get_base_model().get_submodule(f"{balancer.layer_names[0]}.gate").modules_to_save
+    assert copies["second"].e_score_correction_bias.any()
+    assert not copies["default"].e_score_correction_bias.any()
 
 
 def test_a_block_described_with_a_bias_but_built_without_is_left_out():

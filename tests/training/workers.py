@@ -36,13 +36,30 @@ def join(rank, world, folder):
 def run_rank(rank, world, folder, kind):
     """One rank: join, do the job called `kind`, leave its result as rank_N.npz."""
     join(rank, world, folder)
-    jobs = [union, ddp, pairs, sharded, stages, empty_stage, unlike_biases, unlike_sizes, faulty_rank, flattened]
+    jobs = [
+        union,
+        union_on_device,
+        ddp,
+        pairs,
+        sharded,
+        stages,
+        empty_stage,
+        unlike_biases,
+        unlike_sizes,
+        faulty_rank,
+        flattened,
+    ]
     np.savez(f"{folder}/rank_{rank}.npz", **next(job for job in jobs if job.__name__ == kind)(rank, world))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def union(rank, world):
+def union_on_device(rank, world):
+    """The same with steps that do not wait for the device."""
+    return union(rank, world, on_device=True)
+
+
+def union(rank, world, on_device=False):
     """Train on this rank's share; gradients are summed in the order of the shards, so all worlds train one model."""
     reduced = []
     plain = distributed.all_reduce
@@ -53,7 +70,7 @@ def union(rank, world):
 
     distributed.all_reduce = spy
     model = make_model()
-    balancer = LoadBalancer.attach(model, schedule=0.01)
+    balancer = LoadBalancer.attach(model, schedule=0.01, on_device=on_device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     biases, loads, losses = [], [], []
     for step in shards():

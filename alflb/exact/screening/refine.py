@@ -103,9 +103,7 @@ def _refine_within(
         level, exponent = _Level(rows, rest_N, level.place_N), finer
         if not rest_N.any():
             units_N[level.place_N] = units_now_N = _all_units(rows, found, unit)
-            left_E = room_E.copy()
-            np.subtract.at(left_E, rows.expert_N, units_now_N)
-            if left_E.any() or _is_contradicted(rows, units_now_N, found.price_E, unit):
+            if _misses(rows, units_now_N, room_E) or _is_contradicted(rows, units_now_N, found.price_E, unit):
                 return None
             break
         level, certain_N = _keep_near(level, found.price_E, reach)
@@ -209,6 +207,13 @@ def _all_units(rows: Undecided, found: Settlement, unit: int) -> IntArray:
     is_settled_R = np.isin(rows.token_R, found.rows.token_R)
     units_N[np.repeat(is_settled_R, np.diff(rows.start_R))] = found.units_N
     return units_N
+
+
+def _misses(rows: Undecided, units_N: IntArray, room_E: IntArray) -> bool:
+    """Whether the units leave an expert's room unfilled."""
+    load_E = np.zeros_like(room_E)
+    np.add.at(load_E, rows.expert_N, units_N)
+    return not np.array_equal(load_E, room_E)
 
 
 def _is_contradicted(rows: Undecided, units_N: IntArray, price_E: IntArray, unit: int) -> bool:

@@ -1,5 +1,4 @@
-"""Compiled loops over rows of scores: count margins, collect the undecided entries, check the optimum; route rows
-for the streaming solver.
+"""Compiled loops over rows of scores: count margins, collect the undecided entries, check the optimum.
 
 For a row whose K-th and (K+1)-th largest biased scores are A >= B, the *margin* of expert k is ``biased - B`` if
 k is among the K best and ``biased - A`` otherwise: by so much may the bias of k alone fall (rise) before the
@@ -10,10 +9,6 @@ network (`alflb.kernels._blocks`); each row is then read once more, sixteen expe
 
 The proof needs integers only where floats cannot tell (`float_guard`): for the entries near A and B of rows whose A
 and B are close.
-
-In float64, for the streaming solver, rows are taken one by one. The row goes to a buffer padded to whole vectors. The
-maxima of the buffer's *lanes* (positions equal modulo the number of lanes) come first: B cannot be below the (K+1)-th
-largest of them. The few entries within reach of that bound, the *survivors*, are then ranked by counting.
 """
 
 from __future__ import annotations
@@ -22,7 +17,6 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from alflb.kernels._blocks import Routing, Scratch, bound_rows, copy_rows, make_routing, make_scratch
@@ -31,26 +25,20 @@ from alflb.kernels._simd import (
     WIDTH,
     add,
     add_bits,
-    append_chosen,
     at_least,
     count_bits,
     exceeds,
     finite_size,
     larger,
-    least_element,
     load,
     lowest_bit,
     margins,
     multiply,
-    no_ranks,
     off_grid,
-    rank_against,
     reaches,
-    smaller_if,
     splat,
     store,
 )
-from alflb.kernels._splitmix import splitmix
 from alflb.problem import FloatArray
 
 BINS = 32
@@ -61,12 +49,6 @@ _NARROW = 64
 
 FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
-
-
-@register_jitable
-def num_lanes(top_k: int) -> int:
-    """Whole vectors, and some more lanes than the K + 1 that are wanted."""
-    return WIDTH * -(-3 * (top_k + 1) // (2 * WIDTH))
 
 
 def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
@@ -443,7 +425,7 @@ def _take_picks(source, start, token, weight, last_in, proof, found):  # type: i
                 found.experts_TK[token, pick] = expert
             pick += 1
             bits &= bits - np.uint64(1)
-    _add_compensated(found.sums, 0, weight * total)
+    add_compensated(found.sums, 0, weight * total)
     found.is_lossless[0] &= off == 0
 
 
@@ -566,7 +548,7 @@ def _give_shares(source, start, token, most, unit, near, count, found):  # type:
             if picks < found.experts_TK.shape[1] and found.experts_TK.shape[0] > 0:
                 found.experts_TK[token, picks] = k
             picks += 1
-    _add_compensated(found.sums, 0, total)
+    add_compensated(found.sums, 0, total)
 
 
 @jit
@@ -589,104 +571,7 @@ def count_decided(scores_TE, weight_T, proof, load_E, close_T):  # type: ignore[
 
 
 @jit
-def route_rows(  # type: ignore[no-untyped-def]
-    scores_TE, bias_E, bias_P, width_P, top_k, lanes, dither, seed, top_exponent,
-    load_E, count_EEB, loss_EEB, gap_T, experts_TK, sums,
-):  # fmt: skip
-    """Top-K of scores + bias in float64, and what each row would lose by its cheapest swap.
-
-    `bias_P` is the bias in the scores' own type, in which candidates are found, and `width_P` covers that rounding and
-    the dither. Where the K-th and (K+1)-th largest are within `dither` of each other, hashed numbers in [0, dither)
-    are added first, so that ties are shared out among the experts as a smooth density would be.
-
-    The swap gives up the last expert in for the first one out. Its (dithered) margin, at most 2^top_exponent, decides
-    the bin of `count_EEB[last in, first out]`; bin b >= 1 holds margins in [1/2, 1) 2^(top_exponent + b + 1 - bins),
-    bin 0 smaller ones. `loss_EEB` adds what the swap loses of score + bias, without dither.
-
-    `gap_T` receives the margins (inf where no swap is allowed), `experts_TK` the chosen experts.
-    `sums` adds up, compensated, the K largest (0, 1) and the chosen (2, 3), and plainly the sizes of all chosen (4).
-    """
-    num_tokens, num_experts = scores_TE.shape
-    num_bins = count_EEB.shape[2]
-    flat = scores_TE.reshape(-1)
-    lowest, highest = flat.dtype.type(-np.inf), flat.dtype.type(np.inf)
-    biased, lane_best, near, value = _row_buffers(bias_P, lanes, lowest)
-    exact = np.empty(value.size)
-    dithered = np.empty(value.size)
-    for token in range(num_tokens):
-        start = token * num_experts
-        _add_bias(flat, start, num_experts, bias_P, biased)
-        count = _survivors(biased, num_experts, width_P, top_k, lane_best, near, value, lowest, highest)
-        for n in range(count):
-            exact[n] = np.float64(flat[start + near[n]]) + bias_E[near[n]]
-        store(exact, count, splat(-np.inf))
-        last_in, first_out = _boundary(exact, count + 1, top_k, np.inf)
-        ranked = exact
-        is_close = last_in - first_out <= dither
-        if is_close:
-            _add_compensated(sums, 0, _sum_largest(exact, count, last_in, top_k))
-            for n in range(count):
-                dithered[n] = exact[n] + dither * _hashed(seed, np.uint64(start + near[n]))
-            store(dithered, count, splat(-np.inf))
-            last_in, first_out = _boundary(dithered, count + 1, top_k, np.inf)
-            ranked = dithered
-        left = top_k  # picks for values equal to the last one in
-        if last_in == first_out:
-            for n in range(count):
-                left -= ranked[n] > last_in
-        chosen = 0.0
-        size = 0.0
-        picks = 0
-        leaving = -1
-        entering = -1
-        for n in range(count):
-            is_last = ranked[n] == last_in and left > 0
-            if ranked[n] > last_in or is_last:
-                k = near[n]
-                load_E[k] += 1
-                experts_TK[token, picks] = k
-                picks += 1
-                chosen += exact[n]
-                size += abs(exact[n])
-                if is_last:
-                    leaving = n
-                    left -= 1
-            elif ranked[n] == first_out and entering < 0:
-                entering = n
-        gap_T[token] = np.inf
-        if entering >= 0 and first_out > -np.inf:
-            gap_T[token] = last_in - first_out
-            _, exponent = math.frexp(math.ldexp(last_in - first_out, -top_exponent))
-            if exponent <= 0:
-                b = max(0, num_bins - 1 + exponent)
-                count_EEB[near[leaving], near[entering], b] += 1
-                loss_EEB[near[leaving], near[entering], b] += exact[leaving] - exact[entering]
-        if not is_close:
-            _add_compensated(sums, 0, chosen)
-        _add_compensated(sums, 2, chosen)
-        sums[4] += size
-
-
-@jit
-def _sum_largest(value, count, last_in, top_k):  # type: ignore[no-untyped-def]
-    """The K largest of the first `count` values added up, `last_in` being the K-th."""
-    left = top_k
-    total = 0.0
-    for n in range(count):
-        if value[n] > last_in:
-            total += value[n]
-            left -= 1
-    return total + left * last_in
-
-
-@jit
-def _hashed(seed, index):  # type: ignore[no-untyped-def]
-    """A number in [0, 1) that looks random."""
-    return np.float64(splitmix(seed, index + np.uint64(1)) >> np.uint64(11)) * 2.0**-53
-
-
-@jit_borrowing
-def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
+def add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     """sums[place] + sums[place + 1] += value, with the rounding error of the first kept in the second."""
     total = sums[place] + value
     shift = total - sums[place]
@@ -694,60 +579,7 @@ def _add_compensated(sums, place, value):  # type: ignore[no-untyped-def]
     sums[place] = total
 
 
-@jit
-def _row_buffers(bias_P, lanes, lowest):  # type: ignore[no-untyped-def]
-    """Biased scores with pads at the lowest value; lane maxima; the survivors' experts and values."""
-    biased = np.full(bias_P.size, lowest, bias_P.dtype)
-    value = np.empty(bias_P.size + WIDTH, bias_P.dtype)
-    return biased, np.empty(lanes, bias_P.dtype), np.empty(bias_P.size + WIDTH, np.int32), value
-
-
-@jit
-def _add_bias(flat, start, num_experts, bias_P, biased):  # type: ignore[no-untyped-def]
-    """The biased scores of one row; the pads are left as they are."""
-    whole = num_experts - num_experts % WIDTH
-    for k in range(0, whole, WIDTH):
-        store(biased, k, add(load(flat, start + k), load(bias_P, k)))
-    for k in range(whole, num_experts):
-        biased[k] = flat[start + k] + bias_P[k]
-
-
 @jit_borrowing
 def _quantized(score, per_unit):  # type: ignore[no-untyped-def]
     scaled = np.rint(np.float64(score) * per_unit)
     return np.int64(scaled) if scaled > -np.inf else np.int64(FORBIDDEN)
-
-
-@jit
-def _survivors(biased, num_experts, width, top_k, lane_best, near, value, lowest, highest):  # type: ignore[no-untyped-def]
-    """List the experts that may be among the K + 1 best or have a margin of at least -width, with their values."""
-    lanes = lane_best.size
-    for lane in range(0, lanes, WIDTH):
-        best = load(biased, lane)
-        for start in range(lane + lanes, biased.size, lanes):
-            best = larger(best, load(biased, start))
-        store(lane_best, lane, best)
-    _, bound = _boundary(lane_best, lanes, top_k, highest)
-    count = 0
-    for start in range(0, num_experts, WIDTH):
-        bits = at_least(add(load(biased, start), load(width, start)), bound)
-        if num_experts - start < WIDTH:
-            bits &= (np.uint64(1) << np.uint64(num_experts - start)) - np.uint64(1)
-        count = append_chosen(biased, start, bits, near, value, count)
-    store(value, count, splat(lowest))  # one pad counts as a value, for rows with no more than K experts allowed
-    return count
-
-
-@jit
-def _boundary(value, count, top_k, highest):  # type: ignore[no-untyped-def]
-    """The K-th and (K+1)-th largest of the first `count` values; the last vector may be padded with lower ones."""
-    last_in = splat(highest)
-    first_out = splat(highest)
-    for start in range(0, count, WIDTH):
-        here = load(value, start)
-        rank = no_ranks()
-        for n in range(count):
-            rank = rank_against(rank, here, value[n])
-        last_in = smaller_if(last_in, here, rank, top_k - 1)
-        first_out = smaller_if(first_out, here, rank, top_k)
-    return least_element(last_in), least_element(first_out)

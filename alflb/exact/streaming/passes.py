@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alflb.exact.batched import Batch, load_batch
-from alflb.exact.screening.row_kernels import largest_finite, num_lanes, padded, route_rows
+from alflb.exact.screening.row_kernels import largest_finite
 from alflb.exact.streaming.results import MapBatches
+from alflb.exact.streaming.row_kernels import route_rows, sum_words
+from alflb.kernels._blocks import make_routing, make_scratch
 from alflb.problem import FloatArray
 
 NUM_BINS = 32
@@ -61,7 +63,7 @@ class Fingerprint:
         """Fingerprint of one batch."""
         words = scores_TE.reshape(-1).view(np.uint32 if scores_TE.dtype == np.float32 else np.uint64)
         num_tokens, num_experts = scores_TE.shape
-        return cls(1, num_tokens, num_experts, scores_TE.dtype.name, int(words.sum(dtype=np.uint64)))
+        return cls(1, num_tokens, num_experts, scores_TE.dtype.name, int(sum_words(words)))
 
     def merged(self, other: Fingerprint) -> Fingerprint:
         """Fingerprint of both; ValueError if they cannot be parts of one problem."""
@@ -210,17 +212,18 @@ class RoutingTask:
         index, scores_TE = indexed
         scores_TE = read_only(scores_TE)
         num_tokens, num_experts = scores_TE.shape
-        dtype, lanes = scores_TE.dtype, num_lanes(self.top_k)
+        dtype = scores_TE.dtype
+        routing = make_routing(self.bias_E, dtype, self.top_k, with_next=True, is_padded=False)
         guard = _GUARD * np.finfo(dtype).eps * (self.largest + np.abs(self.bias_E).max())
-        width_E = np.full(num_experts, np.nextafter(dtype.type(guard + self.dither), dtype.type(np.inf)))
+        width = np.nextafter(dtype.type(guard + self.dither), dtype.type(np.inf))
         load_E = np.zeros(num_experts, np.int64)
         count_EEB = np.zeros((num_experts, num_experts, NUM_BINS), np.int64)
         loss_EEB = np.zeros((num_experts, num_experts, NUM_BINS))
         gap_T, experts_TK = np.empty(num_tokens), np.empty((num_tokens, self.top_k), np.int32)
         sums = np.zeros(5)
         route_rows(
-            scores_TE, self.bias_E, padded(self.bias_E.astype(dtype), lanes), padded(width_E, lanes), self.top_k, lanes,
-            self.dither, np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0], self.top_exponent,
+            scores_TE, self.bias_E, routing, make_scratch(routing, self.top_k + 1), width, self.dither,
+            np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0], self.top_exponent,
             load_E, count_EEB, loss_EEB, gap_T, experts_TK, sums,
         )  # fmt: skip
         return Routing(
