@@ -51,11 +51,6 @@ FORBIDDEN = -(2**62)
 """Integer score of a pair the problem forbids (-inf); sums with prices stay inside int64."""
 
 
-def padded(values_E: NDArray[Any], lanes: int) -> NDArray[Any]:
-    """The values followed by zeros, in whole lanes."""
-    return np.pad(values_E, (0, -len(values_E) % lanes))
-
-
 @jit
 def largest_finite(scores_TE):  # type: ignore[no-untyped-def]
     """The largest |score|, -inf left out."""
