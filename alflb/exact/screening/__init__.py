@@ -18,8 +18,8 @@ last without screening, when 3 and 4 solve the whole problem by themselves. Stag
 proves that no balanced assignment exists.
 
 `alflb.exact.units` says how scores and loads become integers, `ranges` what happens to tiny and huge scores, `sources`
-how arrays and batches look alike; compiled loops are in `row_kernels` (over rows of scores) and
-`flow_kernels` (over undecided entries).
+how arrays and batches look alike, `groups` how tokens with identical scores become one row; compiled loops are in
+`row_kernels` (over rows of scores) and `flow_kernels` (over undecided entries).
 """
 
 from __future__ import annotations

@@ -394,7 +394,7 @@ def certify_rows(scores_TE, weight_T, first_token, proof, listed, found):  # typ
             count = _list_near(source, start + row * stride, num_experts, last_in, first_out, proof, found, near)
             if not _share_out(near, count, unit, proof.prices, listed, row_listed if is_listed else -1):
                 return False
-            _give_shares(source, start + row * stride, token + row, unit, weight_T[token + row], near, count, found)
+            _give_shares(source, start + row * stride, token + row, unit, proof.prices.unit, near, count, found)
     for k in range(num_experts):
         found.load_E[k] += proof.prices.unit * np.int64(scratch.load_P[k])
     return True
@@ -475,9 +475,10 @@ def _list_near(source, start, num_experts, last_in, first_out, proof, found, nea
 
 @jit_borrowing
 def _share_out(near, count, unit, prices, listed, row):  # type: ignore[no-untyped-def]
-    """Share out a row's units: all far above the boundary, those within `reach` as listed; whether K picks came out.
+    """Share out a row's units, K times `unit`: all far above the boundary, those within `reach` as listed.
 
     Where the boundary is a tie, the tied experts of a row that is not listed (row < 0) have their turn by index.
+    Returns whether all units were given away.
     """
     last_in, first_out = _best_values(near, count)
     low, high = last_in - prices.reach, first_out + prices.reach
@@ -523,11 +524,11 @@ def _best_values(near, count):  # type: ignore[no-untyped-def]
 
 
 @jit_borrowing
-def _give_shares(source, start, token, unit, weight, near, count, found):  # type: ignore[no-untyped-def]
-    """Add up a row's shares and write them down."""
+def _give_shares(source, start, token, most, unit, near, count, found):  # type: ignore[no-untyped-def]
+    """Add up a row's shares, at most `most` units to an expert, and write them down."""
     is_split = False
     for n in range(count):
-        is_split |= 0 < near.share_C[n] < unit
+        is_split |= 0 < near.share_C[n] < most
     total = 0.0
     picks = 0
     for n in range(count):
@@ -535,14 +536,14 @@ def _give_shares(source, start, token, unit, weight, near, count, found):  # typ
         if share == 0:
             continue
         found.load_E[k] += share
-        total += np.float64(source[start + k]) * (weight * (share / unit))
+        total += np.float64(source[start + k]) * (share / unit)
         if is_split:
             split = found.num_splits[0]
             found.split_S3[split, 0] = token
             found.split_S3[split, 1] = k
             found.split_S3[split, 2] = share
             found.num_splits[0] += 1
-        if share == unit:
+        if share == most:
             if picks < found.experts_TK.shape[1] and found.experts_TK.shape[0] > 0:
                 found.experts_TK[token, picks] = k
             picks += 1

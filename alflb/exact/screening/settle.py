@@ -81,11 +81,10 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
     Entries that are farther from a tie than the steps can still reach are left out as the steps get shorter.
     """
     rank_E = -(-room_E // unit)
-    parity_E = np.arange(len(price_E)) % 2
+    is_turn_E = np.arange(len(price_E)) % 2 == 0
     step_E = np.empty_like(price_E)
     best_E, least, idle, in_turns = price_E, np.inf, 0, False
     reach = np.inf
-    turn = 0
     while True:
         misplaced = flow_kernels.quantile_steps(undecided, price_E, rank_E, step_E)
         longest = int(np.abs(step_E).max())
@@ -96,11 +95,11 @@ def quantile_descent(undecided: Undecided, price_E: IntArray, room_E: IntArray, 
             in_turns, idle = True, 0
         if least <= len(price_E) or idle >= _PATIENCE or longest == 0:
             return best_E
-        price_E = price_E - (step_E * (parity_E == turn % 2) if in_turns else step_E)
+        price_E = price_E - (step_E * is_turn_E if in_turns else step_E)
+        is_turn_E = ~is_turn_E
         if _REACH * longest < _CLOSER * reach:
             reach = _REACH * longest
             undecided, _ = undecided.near(price_E, reach, rank_E)
-        turn += 1
 
 
 def reroute_closest(undecided: Undecided, price_E: IntArray, room_E: IntArray, unit: int) -> Settlement:
