@@ -65,9 +65,13 @@ ROOMS = {
         ("tests/test_simulation.py", "tests/rules/test_rules_by_hand.py"),
     ),
     "kernels": Room(
-        ("alflb/kernels/_[!_j]*.py", "alflb/kernels/[c-n]*.py", "alflb/kernels/routing.py"),
+        tuple(f"alflb/kernels/{name}.py" for name in ("_blocks", "_chunks", "_draws", "_sharing", "[cdnr][!e]*")),
         ("tests/kernels/test_kernels.py", "tests/kernels"),
         environment=_WITHOUT_JIT,
+    ),
+    "vectors": Room(
+        tuple(f"alflb/kernels/{name}.py" for name in ("_simd", "_splitmix", "_network", "laws")),
+        ("tests/kernels/test_simd.py", "tests/kernels/test_counter_streams.py"),
     ),
     "duality": Room(("alflb/duality.py",), ("tests/test_duality.py", "tests/exact/test_certificate.py")),
     "bounds": Room(("alflb/bounds.py", "alflb/verify.py"), ("tests/test_bounds.py", "tests/test_verify.py")),
@@ -82,7 +86,8 @@ ROOMS = {
     "rules": Room(("alflb/rules/*.py",), ("tests/rules",)),
     "training": Room(("alflb/training/*.py",), ("tests/training",)),
 }
-"""By the names of the layers; tests of the solver and the kernels run as plain Python, at small sizes."""
+"""By the names of the layers; tests of the solver and the kernels run as plain Python, at small sizes; those of
+`vectors`, which build machine code, compiled."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ def _mutate(source: str, operator: str, occurrence: int) -> str | None:
 
 
 def _code(source: str) -> str | None:
-    """The program without its annotations, which do not run; None if it is no program."""
+    """The program without annotations and decorators, which change no result; None if it is no program."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -157,7 +162,9 @@ def _code(source: str) -> str | None:
     for node in ast.walk(tree):
         for field in ("annotation", "returns"):
             if getattr(node, field, None) is not None:
-                setattr(node, field, None if field == "returns" or isinstance(node, ast.arg) else ast.Constant(0))
+                setattr(node, field, ast.Constant(0))
+        if hasattr(node, "decorator_list"):
+            node.decorator_list = []
     return ast.dump(tree)
 
 
