@@ -450,6 +450,7 @@ def test_target_units_are_not_off():
     assert (units_E.tolist(), unit) == ([3, 3], 2)
 
 
+@pytest.mark.jit
 def test_measuring_takes_little_more_memory_than_the_scores():
     import tracemalloc
 
