@@ -64,10 +64,10 @@ def regret(run: Trajectory, against: Stream | str | ArrayLike | Population, *, s
     ----------
     run : Trajectory
         A run of `alflb.simulate` with at least two steps.
-    against : Stream, name of a stream, array_like of scores, or Population
-        The stream of the run: its batches are read again, and the comparator is the optimum of the one assignment
-        problem over all tokens that the run saw, whatever their number and order. Or the population that the batches
-        are drawn from, with its dual f per token.
+    against : Stream, str, array_like or Population
+        The stream of the run, its name, or the scores of its one batch: batches are read again, and the comparator is
+        the optimum of the one assignment problem over all tokens that the run saw, whatever their number and order. Or
+        the population that the batches are drawn from, with its dual f per token.
     streaming : bool
         Find the comparator in memory that does not grow with the run (`alflb.solve_streaming`), between two bounds;
         for hindsight only.

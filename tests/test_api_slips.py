@@ -1,4 +1,4 @@
-"""What a new user is likely to write: accepted where unambiguous, else refused in one line that says what to pass."""
+"""What a new user is likely to write: accepted where unambiguous, otherwise refused in one line."""
 
 import numpy as np
 import pytest

@@ -56,7 +56,8 @@ def of_run(facts: Row) -> str:
             f"in a cycle of {cycle['period']} steps, and a decaying --schedule goes lower" if cycle else "at the end"
         )
         return f"{when}: MaxVio {tail:.3g} {where}. The batch is the same at every step, so none of it is sampling."
-    split = f"MaxVio {tail:.3g}, of which {floor:.3g} is sampling"
+    share = f"of which {floor:.3g} is sampling" if tail > floor else f"no more than sampling alone leaves, {floor:.3g}"
+    split = f"MaxVio {tail:.3g}, {share}"
     if tail > 1.5 * floor and facts["steady_from"] == 1:
         return (
             f"MaxVio has not fallen in {facts['num_steps']:,} steps: {split}. Take more steps or larger ones: "

@@ -313,7 +313,7 @@ def _advice_facts(found: Advice, num_steps: int | None) -> Row:
         "max_vio": found.max_vio,
         "max_vio_floor": found.max_vio_floor,
         "arrival_steps": found.arrival_steps,
-        "num_steps": num_steps,
+        **({} if num_steps is None else {"num_steps": num_steps}),
         "first_step_size": found.first_step_size,
         "first_steps": found.first_steps,
         "bias_distance": found.bias_distance,
