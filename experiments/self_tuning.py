@@ -34,7 +34,10 @@ from experiments._rate_free import RATE_FREE
 from experiments._statistics import Estimate, mean_interval
 
 CLAIM = "Without a step size to set, self_tuning is within 2% of the best load-only rule tuned in hindsight."
-VERDICT = "Supported on 15 of 16 streams, on 14 of them below the best; missed on a fixed batch, by about one token."
+VERDICT = (
+    "Supported on all 16 streams, at one seed so far; missed in regret over 10,000 steps, where c/n is 6 to 24 times "
+    "better."
+)
 
 RULE = "self_tuning"
 UNITS = (1e-3, 1.0, 1e3)
