@@ -72,7 +72,7 @@ class LoadBalancer:
     def attach(
         cls,
         model: nn.Module,
-        rule: str | Rule = "sign",
+        rule: str | Rule = "self_tuning",
         schedule: Schedule | float | None = None,
         *,
         target: ArrayLike | Mapping[str, ArrayLike] | None = None,
@@ -92,7 +92,7 @@ class LoadBalancer:
             Attach to the module that the training loop calls, so that its ``attention_mask`` is seen.
         rule : str or Rule
             A load-only rule by name (`alflb.rule_names`) or as an object; or "binned_qb", whose counts of scores are
-            summed with the loads.
+            summed with the loads. "self_tuning" needs no step size; the published rule is "sign".
         schedule : float or Schedule, optional
             Step size in score units for a rule given by name; the rule's own default (1e-3 for most) if not given.
             A rule given as an object has its own.
@@ -158,7 +158,7 @@ class LoadBalancer:
         cls,
         num_experts: Sequence[int] | Mapping[str, int],
         top_k: int,
-        rule: str | Rule = "sign",
+        rule: str | Rule = "self_tuning",
         schedule: Schedule | float | None = None,
         *,
         target: ArrayLike | Mapping[str, ArrayLike] | None = None,
@@ -185,7 +185,7 @@ class LoadBalancer:
 
         Examples
         --------
-        >>> balancer = LoadBalancer.for_layers([4], top_k=1, schedule=0.5)
+        >>> balancer = LoadBalancer.for_layers([4], top_k=1, rule="sign", schedule=0.5)
         >>> balancer.add_loads("layer_00", [3, 1, 2, 2])
         >>> _ = balancer.step()
         >>> balancer.biases["layer_00"].tolist()

@@ -31,7 +31,7 @@ class TrainingLog:
     >>> from alflb.training import LoadBalancer
     >>> folder = tempfile.mkdtemp()
     >>> with TrainingLog(folder) as log:
-    ...     balancer = LoadBalancer.for_layers([2], top_k=1, schedule=0.5, on_step=log)
+    ...     balancer = LoadBalancer.for_layers([2], 1, "sign", 0.5, on_step=log)
     ...     for _ in range(3):
     ...         balancer.add_loads("layer_00", [3, 1])
     ...         _ = balancer.step()

@@ -102,11 +102,11 @@ def examine(family, cls, configs):
         return Row(family, cls.__name__, "not examined: the block cannot be called with hidden states alone")
     model = torch.nn.ModuleDict({"mlp": block})
     try:
-        balancer = training.LoadBalancer.attach(model, schedule=10.0)
+        balancer = training.LoadBalancer.attach(model, "sign", 10.0)
         verdict = f"works: `{training.find_routers(model)[0].layout.bias}`"
     except ValueError:
         try:
-            balancer = training.LoadBalancer.attach(model, schedule=10.0, add_bias=True)
+            balancer = training.LoadBalancer.attach(model, "sign", 10.0, add_bias=True)
         except ValueError as error:
             return Row(family, cls.__name__, f"refused: {str(error).split(': ', 1)[-1].splitlines()[0]}")
         verdict = "opt-in: `add_bias=True`"

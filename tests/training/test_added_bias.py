@@ -36,7 +36,7 @@ def test_a_zero_bias_changes_no_bit(name, dtype):
     model = make_model(name).to(dtype)
     (batch,) = text_batches(1)
     before = logits_and_gradients(model, batch)
-    balancer = LoadBalancer.attach(model, add_bias=True)
+    balancer = LoadBalancer.attach(model, add_bias=True, rule="sign")
     after = logits_and_gradients(model, batch)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert len(balancer.layer_names) == len(model.model.layers)
@@ -84,7 +84,7 @@ def test_recomputation_chooses_as_the_first_pass_did_and_is_not_counted(name):
     enable_checkpointing(checkpointed, use_reentrant=False)
     reports = []
     for model in (plain, checkpointed):
-        balancer = LoadBalancer.attach(model, schedule=0.01, add_bias=True)
+        balancer = LoadBalancer.attach(model, schedule=0.01, add_bias=True, rule="sign")
         reports.append(
             [layer.load_E.tolist() for report in train(model, balancer, text_batches(3)) for layer in report.layers]
         )
@@ -93,10 +93,10 @@ def test_recomputation_chooses_as_the_first_pass_did_and_is_not_counted(name):
 
 def test_a_model_that_has_been_given_a_bias_is_found_again_and_given_none_twice():
     model = make_model("olmoe")
-    first = LoadBalancer.attach(model, schedule=0.1, add_bias=True)
+    first = LoadBalancer.attach(model, schedule=0.1, add_bias=True, rule="sign")
     train(model, first, text_batches(1))
     first.detach()
-    again = LoadBalancer.attach(model)
+    again = LoadBalancer.attach(model, rule="sign")
     assert again.layer_names == first.layer_names
     assert all((again.biases[name] == first.biases[name].astype(np.float32)).all() for name in again.biases)
     with pytest.raises(ValueError, match="no router to add a bias to: all of them have one"):
@@ -107,7 +107,7 @@ def test_a_model_that_has_been_given_a_bias_is_found_again_and_given_none_twice(
 def test_the_bias_travels(way, tmp_path):
     """Copies and files choose as the model does, and a copy is not counted into the original."""
     model = make_model("qwen3_moe")
-    balancer = LoadBalancer.attach(model, schedule=0.01, add_bias=True)
+    balancer = LoadBalancer.attach(model, schedule=0.01, add_bias=True, rule="sign")
     train(model, balancer, text_batches(2))
     (batch,) = text_batches(1)
     if way == "deepcopy":
@@ -156,8 +156,8 @@ def test_a_logit_bias_is_recognized_and_not_offered():
 
     model = torch.nn.Sequential(Router(4, 6))
     with pytest.raises(ValueError, match=r"Router can be given one.*Its own 'bias' .* is not a selection bias"):
-        LoadBalancer.attach(model)
-    balancer = LoadBalancer.attach(model, schedule=0.5, add_bias=True)
+        LoadBalancer.attach(model, rule="sign")
+    balancer = LoadBalancer.attach(model, schedule=0.5, add_bias=True, rule="sign")
     x = torch.randn(40, 4)
     _, picks = model(x)
     assert balancer.step().layers[0].load_E.tolist() == torch.bincount(picks.flatten(), minlength=6).tolist()
@@ -183,7 +183,7 @@ def test_routers_that_choose_otherwise_are_refused():
 def test_biases_of_models_that_have_their_own_are_saved_as_well(tmp_path):
     """As for a PEFT adapter, whose checkpoint leaves the base model's biases out."""
     model, other = make_model("deepseek_v3"), make_model("deepseek_v3")
-    train(model, LoadBalancer.attach(model, schedule=0.01), text_batches(2))
+    train(model, LoadBalancer.attach(model, schedule=0.01, rule="sign"), text_batches(2))
     other.load_state_dict({k: v for k, v in model.state_dict().items() if "correction_bias" not in k}, strict=False)
     training.save_biases(model, tmp_path / "biases.npz")
     training.load_biases(other, tmp_path / "biases.npz")
@@ -203,7 +203,7 @@ def test_biases_of_models_that_have_their_own_are_saved_as_well(tmp_path):
 )
 def test_files_that_do_not_fit_are_refused_and_change_nothing(spoil, message, tmp_path):
     model = make_model()
-    train(model, LoadBalancer.attach(model, schedule=0.01), text_batches(1))
+    train(model, LoadBalancer.attach(model, schedule=0.01, rule="sign"), text_batches(1))
     training.save_biases(model, tmp_path / "biases.npz")
     arrays = dict(np.load(tmp_path / "biases.npz"))
     spoil(arrays)

@@ -37,7 +37,7 @@ def test_a_bf16_model_gets_float32_biases_when_attached(name):
     for bias in bias_tensors(model).values():
         bias.data += torch.linspace(-0.01, 0.01, NUM_EXPERTS).to(BF16) * (name != "lfm2_moe")
     before = model(batch).logits
-    balancer = LoadBalancer.attach(model, schedule=1e-3)
+    balancer = LoadBalancer.attach(model, schedule=1e-3, rule="sign")
     assert dtypes(model) == {torch.float32}
     assert torch.equal(model(batch).logits, before)
     state = model.state_dict()
@@ -57,7 +57,7 @@ def test_small_steps_move_a_large_bias_of_a_bf16_model():
     bias = bias_tensors(model)["model.layers.1.mlp.gate.e_score_correction_bias"]
     bias.fill_(0.5)
     assert torch.tensor(0.5, dtype=BF16) + 1e-3 == 0.5
-    balancer = LoadBalancer.attach(model, schedule=1e-3)
+    balancer = LoadBalancer.attach(model, schedule=1e-3, rule="sign")
     train(model, balancer, text_batches(1))
     moved = bias_tensors(model)["model.layers.1.mlp.gate.e_score_correction_bias"]
     assert set(moved.tolist()) <= {float(np.float32(x)) for x in (0.5 - 1e-3, 0.5, 0.5 + 1e-3)}
@@ -66,7 +66,7 @@ def test_small_steps_move_a_large_bias_of_a_bf16_model():
 
 def test_casting_the_model_between_steps_loses_nothing():
     model = make_model()
-    balancer = LoadBalancer.attach(model, schedule=0.0123)
+    balancer = LoadBalancer.attach(model, schedule=0.0123, rule="sign")
     train(model, balancer, text_batches(1))
     exact = balancer.biases
     model.to(BF16)
@@ -81,7 +81,7 @@ def test_casting_the_model_between_steps_loses_nothing():
 def test_a_model_saved_in_16_bits_by_transformers_comes_back_with_float32_biases(tmp_path):
     """What deepseek_v3 keeps in float32 when loading, so that the bias on disk must be float32 too."""
     model = make_model().to(BF16)
-    balancer = LoadBalancer.attach(model, schedule=1e-3)
+    balancer = LoadBalancer.attach(model, schedule=1e-3, rule="sign")
     train(model, balancer, text_batches(2))
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path, dtype=BF16)
@@ -98,7 +98,7 @@ def test_a_bias_in_a_parameter_is_not_the_optimizers(name):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     for bias in bias_tensors(model).values():
         bias.data += torch.linspace(-0.01, 0.01, NUM_EXPERTS)
-    balancer = LoadBalancer.attach(model, schedule=0.0)
+    balancer = LoadBalancer.attach(model, schedule=0.0, rule="sign")
     before = [bias.clone() for bias in bias_tensors(model).values()]
     train(model, balancer, text_batches(2), optimizer)
     assert all(torch.equal(one, other) for one, other in zip(before, bias_tensors(model).values()))
@@ -106,11 +106,11 @@ def test_a_bias_in_a_parameter_is_not_the_optimizers(name):
 
 def test_a_bias_that_requires_grad_is_refused_then_and_later():
     model = make_model("afmoe")
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     model.requires_grad_(True)
     message = r"model.layers.1.mlp.expert_bias requires grad.*call .requires_grad_\(False\) on it before the optimizer"
     with pytest.raises(ValueError, match=message):
-        LoadBalancer.attach(model)
+        LoadBalancer.attach(model, rule="sign")
     with pytest.raises(ValueError, match=message):
         train(model, balancer, text_batches(1))
 
@@ -118,13 +118,13 @@ def test_a_bias_that_requires_grad_is_refused_then_and_later():
 @pytest.mark.parametrize("culprit", ["optimizer", "second balancer", "loaded model"])
 def test_a_bias_changed_by_somebody_else_is_noticed(culprit):
     model = make_model("afmoe")
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     train(model, balancer, text_batches(1))
     before = balancer.biases
     if culprit == "optimizer":
         model.model.layers[1].mlp.expert_bias.data *= 0.5
     elif culprit == "second balancer":
-        second = LoadBalancer.attach(model)
+        second = LoadBalancer.attach(model, rule="sign")
         model(text_batches(1)[0])
         second.step()
     else:
@@ -163,7 +163,7 @@ def test_tensors_that_are_no_bias_are_refused(spoil, message):
     model = make_model()
     spoil(model)
     with pytest.raises(ValueError, match=message):
-        LoadBalancer.attach(model)
+        LoadBalancer.attach(model, rule="sign")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_every_load_only_rule_steps_as_it_does_alone(rule):
 
 def test_detaching_keeps_the_biases_and_ends_the_balancer():
     model = make_model()
-    balancer = LoadBalancer.attach(model, schedule=0.1)
+    balancer = LoadBalancer.attach(model, schedule=0.1, rule="sign")
     train(model, balancer, text_batches(1))
     biases = [tensor.clone() for tensor in bias_tensors(model).values()]
     balancer.detach()
@@ -214,12 +214,12 @@ def test_detaching_keeps_the_biases_and_ends_the_balancer():
     with pytest.raises(RuntimeError, match="detached; attach a new one"):
         balancer.step()
     assert all(torch.equal(one, other) for one, other in zip(biases, bias_tensors(model).values()))
-    assert LoadBalancer.attach(model).biases["model.layers.1.mlp"].tolist() == biases[0].double().tolist()
+    assert LoadBalancer.attach(model, rule="sign").biases["model.layers.1.mlp"].tolist() == biases[0].double().tolist()
 
 
 def test_reports_hold_the_numbers_worked_out_by_hand():
     model, seen = feeds(), []
-    balancer = LoadBalancer.attach(model, schedule=0.1, on_step=seen.append)
+    balancer = LoadBalancer.attach(model, schedule=0.1, on_step=seen.append, rule="sign")
     reports = feed(model, balancer, range(3))
     assert seen == reports
     assert [report.step for report in reports] == [1, 2, 3]

@@ -31,11 +31,11 @@ def loads(reports):
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_recomputation_under_gradient_checkpointing_is_not_counted(name, use_reentrant):
     plain_model, model = make_model(name), make_model(name)
-    plain = train(plain_model, LoadBalancer.attach(plain_model), text_batches(2))
+    plain = train(plain_model, LoadBalancer.attach(plain_model, rule="sign"), text_batches(2))
     enable_checkpointing(model, use_reentrant)
     calls = []
     model.get_submodule("model.layers.1.mlp.experts").register_forward_pre_hook(lambda *args: calls.append(1))
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     assert loads(train(model, balancer, text_batches(2))) == loads(plain)
     assert len(calls) == 4, "the experts ran twice a step, so there was something not to count"
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_function_of_another_library_is_recognized():
 
     model = make_model()
     block = model.model.layers[1].mlp
-    balancer = LoadBalancer.attach(block)
+    balancer = LoadBalancer.attach(block, rule="sign")
     x = torch.randn(BATCH, LENGTH, 32, requires_grad=True)
     Checkpoint.apply(block, x).sum().backward()
     assert x.grad.abs().sum() > 0
@@ -81,7 +81,7 @@ def test_micro_batches_add_up_until_the_step():
 
 def test_evaluation_is_not_counted_and_a_step_without_training_is_refused():
     model = make_model()
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     model.eval()
     with torch.inference_mode():
         model(text_batches(1)[0])
@@ -99,7 +99,7 @@ def test_evaluation_is_not_counted_and_a_step_without_training_is_refused():
 def test_forward_passes_without_gradients_in_training_mode_are_counted():
     """No way to tell them from the first pass of reentrant checkpointing; docs/training.md says so."""
     model = make_model()
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     with torch.no_grad():
         model(text_batches(1)[0])
     with torch.inference_mode():
@@ -133,7 +133,7 @@ def test_padding_is_not_counted(name):
 
 def test_a_mask_that_does_not_say_which_tokens_are_real_is_ignored():
     model = make_model()
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     (batch,) = text_batches(1)
     model(input_ids=batch, attention_mask=torch.zeros(BATCH, 1, LENGTH, LENGTH))
     assert balancer.step().layers[0].load_E.sum() == BATCH * LENGTH * TOP_K
@@ -141,7 +141,7 @@ def test_a_mask_that_does_not_say_which_tokens_are_real_is_ignored():
 
 def test_a_failed_forward_pass_leaves_no_mask_behind():
     model = make_model()
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     (batch,) = text_batches(1)
     with pytest.raises(Exception, match=r"."):  # whatever the model makes of it
         model(input_ids=batch.float().unsqueeze(0), attention_mask=torch.zeros_like(batch))

@@ -41,7 +41,7 @@ def gate_picks(model, balancer):
 
 def test_every_bias_is_found_where_the_model_keeps_it(name):
     model = make_model(name)
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     tensors = bias_tensors(model)
     assert len(balancer.layer_names) == len(tensors) >= 2
     for layer, tensor_name in zip(balancer.layer_names, tensors):
@@ -63,7 +63,7 @@ def test_attaching_and_detaching_leave_outputs_and_gradients_as_they_are(name, t
     before = outputs(model)
     keys = list(model.state_dict())
     hooks = [dict(module._forward_pre_hooks) for module in model.modules()]
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     attached = outputs(model)
     balancer.detach()
     assert [dict(module._forward_pre_hooks) for module in model.modules()] == hooks
@@ -102,7 +102,7 @@ def test_a_planted_imbalance_is_balanced_away():
     model = make_model("glm4_moe")
     bias = model.model.layers[1].mlp.gate.e_score_correction_bias
     bias[5] = 0.1
-    reports = train(model, LoadBalancer.attach(model, schedule=0.005), [text_batches(1)[0]] * 15)
+    reports = train(model, LoadBalancer.attach(model, schedule=0.005, rule="sign"), [text_batches(1)[0]] * 15)
     first, last = reports[0].layers[0], reports[-1].layers[0]
     assert first.load_E[5] == BATCH * LENGTH
     assert first.max_vio == NUM_EXPERTS / TOP_K - 1

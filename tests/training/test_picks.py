@@ -59,7 +59,7 @@ def test_picks_that_cannot_be_right_are_refused_at_the_step(seed, fault, expert)
         picks = torch.zeros(20, NUM_EXPERTS, dtype=torch.bool).scatter_(1, picks, True)
         picks[token] ^= torch.arange(NUM_EXPERTS) == expert % NUM_EXPERTS
     model = feeds()
-    balancer = LoadBalancer.attach(model, schedule=0.1)
+    balancer = LoadBalancer.attach(model, schedule=0.1, rule="sign")
     model(picks)
     with pytest.raises(ValueError, match="of the picks counted for 0 cannot be right: a token picks different experts"):
         balancer.step()
@@ -88,14 +88,14 @@ def test_a_map_of_other_experts_and_another_k_are_refused_at_once():
 
 @pytest.mark.parametrize("loads", [[1, 2, 3], [[1, 2, 3, 4]], [True, False, True, True]])
 def test_loads_of_another_shape_are_refused(loads):
-    balancer = LoadBalancer.for_layers([4], top_k=1)
+    balancer = LoadBalancer.for_layers([4], top_k=1, rule="sign")
     with pytest.raises(ValueError, match=r"loads of layer_00 are .*; pass 4 counts of tokens"):
         balancer.add_loads("layer_00", loads)
 
 
 @pytest.mark.parametrize("wrong", [0.5, -1.0, float("nan"), float("inf")])
 def test_loads_that_are_no_counts_are_refused_at_the_step(wrong):
-    balancer = LoadBalancer.for_layers([4], top_k=1)
+    balancer = LoadBalancer.for_layers([4], top_k=1, rule="sign")
     balancer.add_loads("layer_00", torch.tensor([3.0, 1.0, 2.0, wrong]))
     with pytest.raises(ValueError, match="add_loads got whole numbers"):
         balancer.step()
@@ -140,25 +140,25 @@ def test_unequal_targets_are_reached():
 @pytest.mark.parametrize("target", [[1.0, 2.0], [1.0] * 7 + [0.0], [1.0] * 7 + [float("nan")], [1.0] * 7 + [-1.0]])
 def test_targets_that_do_not_fit_are_refused(target):
     with pytest.raises(ValueError, match=r"target of layer '0' is .*; pass 8 positive numbers"):
-        LoadBalancer.attach(feeds(), target=target)
+        LoadBalancer.attach(feeds(), target=target, rule="sign")
 
 
 def test_what_is_no_list_of_layers_or_no_function_is_refused():
     with pytest.raises(ValueError, match="num_experts is 8; pass one number per layer"):
-        LoadBalancer.for_layers(8, top_k=1)
+        LoadBalancer.for_layers(8, top_k=1, rule="sign")
     with pytest.raises(ValueError, match="num_experts of layer_00 is 0"):
-        LoadBalancer.for_layers([0], top_k=1)
+        LoadBalancer.for_layers([0], top_k=1, rule="sign")
     with pytest.raises(ValueError, match="top_k is 9"):
-        LoadBalancer.for_layers([8], top_k=9)
+        LoadBalancer.for_layers([8], top_k=9, rule="sign")
     with pytest.raises(ValueError, match="on_step is 3; pass a function"):
-        LoadBalancer.attach(feeds(), on_step=3)
+        LoadBalancer.attach(feeds(), on_step=3, rule="sign")
     with pytest.raises(ValueError, match="loads of layer_00 cannot be read as numbers"):
-        LoadBalancer.for_layers([2], top_k=1).add_loads("layer_00", ["a", "b"])
+        LoadBalancer.for_layers([2], top_k=1, rule="sign").add_loads("layer_00", ["a", "b"])
 
 
 def test_targets_by_layer():
-    balancer = LoadBalancer.attach(feeds(), schedule=1.0, target={"1": np.arange(1, 9)})
+    balancer = LoadBalancer.attach(feeds(), schedule=1.0, target={"1": np.arange(1, 9)}, rule="sign")
     assert balancer._layers["0"].weight_E.tolist() == [1.0] * 8
     assert balancer._layers["1"].weight_E.tolist() == list(range(1, 9))
     with pytest.raises(ValueError, match=r"target names the layers \['2'\]; there are 0, 1"):
-        LoadBalancer.attach(feeds(), target={"2": np.ones(8)})
+        LoadBalancer.attach(feeds(), target={"2": np.ones(8)}, rule="sign")

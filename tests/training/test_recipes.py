@@ -48,7 +48,7 @@ def test_the_recipe_moves_buffers_of_these_names(row, balance):
         layers[name] = torch.nn.Module()
         layers[name].register_buffer(counts, torch.zeros(NUM_EXPERTS))
         layers[name].register_buffer(bias, torch.zeros(NUM_EXPERTS))
-    balancer = LoadBalancer.for_layers(dict.fromkeys(layers, NUM_EXPERTS), top_k=2, schedule=0.25)
+    balancer = LoadBalancer.for_layers(dict.fromkeys(layers, NUM_EXPERTS), top_k=2, schedule=0.25, rule="sign")
     load_E = np.array([5, 1, 3, 3, 3, 3, 3, 3])
     getattr(layers["first"], counts).add_(torch.from_numpy(load_E))
     getattr(layers["second"], counts).add_(torch.from_numpy(load_E[::-1].copy()))
@@ -77,7 +77,7 @@ def test_olmo_core_is_balanced_by_the_recipe_as_by_itself(balance):
         return made.train()
 
     theirs, ours = router(), router()
-    balancer = LoadBalancer.for_layers({"router": NUM_EXPERTS}, top_k=2, schedule=2.0**-6)
+    balancer = LoadBalancer.for_layers({"router": NUM_EXPERTS}, top_k=2, schedule=2.0**-6, rule="sign")
     for step in range(20):
         for one in (theirs, ours):
             one(inputs(step)[None])
@@ -107,7 +107,7 @@ def test_megatron_core_is_balanced_by_the_recipe_as_by_itself(balance, one_proce
     parallel_state.initialize_model_parallel()
     try:
         theirs, ours = (routers.TopKRouter(config, moe_utils.get_default_pg_collection()).train() for _ in range(2))
-        balancer = LoadBalancer.for_layers({"router": NUM_EXPERTS}, top_k=2, schedule=2.0**-6)
+        balancer = LoadBalancer.for_layers({"router": NUM_EXPERTS}, top_k=2, schedule=2.0**-6, rule="sign")
         for router in (theirs, ours):
             router.weight.data.copy_(torch.eye(NUM_EXPERTS))
         for step in range(20):

@@ -60,9 +60,9 @@ describe_router(Moe, bias="expert_bias_E", module="router", output=1)
 def test_a_described_gate_is_balanced():
     model = nn.Sequential(nn.Linear(8, 8), Gate())
     with pytest.raises(ValueError, match=r"1.bias requires grad"):
-        LoadBalancer.attach(model)
+        LoadBalancer.attach(model, rule="sign")
     model[1].bias.requires_grad_(False)
-    balancer = LoadBalancer.attach(model, schedule=0.1)
+    balancer = LoadBalancer.attach(model, schedule=0.1, rule="sign")
     _, picks = model(torch.randn(32, 8))
     report = balancer.step()
     assert report.layers[0].load_E.tolist() == torch.bincount(picks.flatten(), minlength=6).tolist()
@@ -71,7 +71,7 @@ def test_a_described_gate_is_balanced():
 
 def test_a_described_block_is_balanced_and_its_own_counts_agree():
     model = nn.Sequential(Moe(), Moe())
-    balancer = LoadBalancer.attach(model, schedule=0.1)
+    balancer = LoadBalancer.attach(model, schedule=0.1, rule="sign")
     assert balancer.layer_names == ["0", "1"]
     model(torch.randn(32, 8))
     report = balancer.step()
@@ -95,7 +95,7 @@ def test_subclasses_of_a_described_class_are_found():
 def test_a_model_without_bias_gets_one_error_that_says_how_to_describe_one():
     model = make_model("qwen3_moe")
     with pytest.raises(ValueError, match="found no router with a selection bias in Qwen3MoeForCausalLM") as caught:
-        LoadBalancer.attach(model)
+        LoadBalancer.attach(model, rule="sign")
     headline, *how = str(caught.value).splitlines()
     assert (
         "Qwen3MoeExperts there, but no e_score_correction_bias or expert_bias or balancing_biases next to them"
@@ -147,24 +147,24 @@ def test_what_is_no_module_is_refused():
     with pytest.raises(ValueError, match="block is 'Gate'; pass the class of a module"):
         describe_router("Gate", bias="bias", output=1)
     with pytest.raises(ValueError, match="model is 'deepseek'; pass a torch"):
-        LoadBalancer.attach("deepseek")
+        LoadBalancer.attach("deepseek", rule="sign")
 
 
 def test_two_candidates_for_a_bias_are_an_error_that_asks_which():
     model = make_model()
     model.model.layers[1].mlp.expert_bias = nn.Buffer(torch.zeros(8))
     with pytest.raises(ValueError, match=r"several tensors .*\(expert_bias, gate.e_score_correction_bias\); say which"):
-        LoadBalancer.attach(model)
+        LoadBalancer.attach(model, rule="sign")
 
 
 def test_wrappers_do_not_change_names():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
     model = make_model()
-    names = LoadBalancer.attach(model).layer_names
+    names = LoadBalancer.attach(model, rule="sign").layer_names
     apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ == "DeepseekV3Experts")
     wrapped = torch.compile(torch.nn.Sequential(model)[0], backend="eager")
-    assert LoadBalancer.attach(wrapped).layer_names == names
+    assert LoadBalancer.attach(wrapped, rule="sign").layer_names == names
     assert find_routers(model)[0].layout == RouterLayout(
         "gate.e_score_correction_bias", "experts._checkpoint_wrapped_module", argument="top_k_index"
     )
@@ -172,4 +172,4 @@ def test_wrappers_do_not_change_names():
 
 def test_layers_without_numbers_of_their_own_are_labeled_by_path():
     model = nn.ModuleDict({"first": Moe(), "second": Moe()})
-    assert [layer.label for layer in LoadBalancer.attach(model)._layers.values()] == ["first", "second"]
+    assert [layer.label for layer in LoadBalancer.attach(model, rule="sign")._layers.values()] == ["first", "second"]

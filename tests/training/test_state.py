@@ -73,7 +73,7 @@ def test_every_rules_memory_and_place_in_its_schedule_survive(rule):
 
 def test_loading_writes_the_model_and_forgets_pending_counts():
     model = feeds()
-    balancer = LoadBalancer.attach(model, schedule=0.01)
+    balancer = LoadBalancer.attach(model, schedule=0.01, rule="sign")
     feed(model, balancer, range(2))
     saved = through_a_file(balancer.state_dict())
     before = biases(balancer)

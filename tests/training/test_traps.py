@@ -27,7 +27,7 @@ LoadBalancer = training.LoadBalancer
 
 def test_nothing_is_counted_while_paused():
     model = make_model()
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     (batch,) = text_batches(1)
     with balancer.paused():
         model.generate(batch[:, :4], max_new_tokens=3, do_sample=False)
@@ -44,7 +44,7 @@ def test_nothing_is_counted_while_paused():
 
 def test_counts_of_a_skipped_step_are_discarded():
     model = feeds()
-    balancer = LoadBalancer.attach(model, schedule=0.1)
+    balancer = LoadBalancer.attach(model, schedule=0.1, rule="sign")
     model(torch.zeros(50, 1, dtype=torch.int64))
     balancer.discard()
     model(torch.arange(8).view(8, 1))
@@ -79,7 +79,7 @@ def test_a_frozen_layer_is_counted_and_stays():
 def test_a_copy_of_an_attached_model_is_not_counted(way):
     """An exponential average of the weights, a reference model for preference tuning, a whole-model checkpoint."""
     model = make_model()
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     if way == "deepcopy":
         other = copy.deepcopy(model)
     else:
@@ -94,7 +94,7 @@ def test_a_copy_of_an_attached_model_is_not_counted(way):
     model(batch)
     assert balancer.step().layers[0].load_E.sum() == BATCH * LENGTH * TOP_K
     assert not any(tensor.any() for tensor in bias_tensors(other).values())
-    assert len(LoadBalancer.attach(other).layer_names) == 2, "a copy can have a balancer of its own"
+    assert len(LoadBalancer.attach(other, rule="sign").layer_names) == 2, "a copy can have a balancer of its own"
 
 
 def test_a_step_between_accelerates_micro_batches_is_refused():
@@ -107,7 +107,7 @@ def test_a_step_between_accelerates_micro_batches_is_refused():
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         model, optimizer = accelerator.prepare(model, optimizer)
-        balancer = LoadBalancer.attach(model)
+        balancer = LoadBalancer.attach(model, rule="sign")
         for number, batch in enumerate(text_batches(4)):
             with accelerator.accumulate(model):
                 accelerator.backward(model(input_ids=batch, labels=batch).loss)
@@ -140,10 +140,10 @@ def test_a_step_between_accelerates_micro_batches_is_refused():
 def test_adapters_of_peft(options, tmp_path):
     """Names, counts, and biases that the adapter's checkpoint leaves out."""
     peft = require("peft")
-    names = LoadBalancer.attach(make_model()).layer_names
+    names = LoadBalancer.attach(make_model(), rule="sign").layer_names
     config = peft.LoraConfig(r=2, **{"target_modules": ["o_proj"], **options})
     model = peft.get_peft_model(make_model(), config)
-    balancer = LoadBalancer.attach(model, schedule=0.01)
+    balancer = LoadBalancer.attach(model, schedule=0.01, rule="sign")
     assert balancer.layer_names == names
     (batch,) = text_batches(1)
     model(input_ids=batch, labels=batch).loss.backward()
@@ -161,7 +161,7 @@ def test_the_trainable_copy_of_a_gate_is_the_one_that_is_balanced():
     peft = require("peft")
     config = peft.LoraConfig(r=2, target_modules=["o_proj"], modules_to_save=["gate"])
     model = peft.get_peft_model(make_model(), config)
-    balancer = LoadBalancer.attach(model, schedule=0.1)
+    balancer = LoadBalancer.attach(model, schedule=0.1, rule="sign")
     train(model, balancer, text_batches(1))
     for name in balancer.layer_names:
         gate = model.get_base_model().get_submodule(f"{name}.gate")
@@ -174,14 +174,14 @@ def test_adapters_that_copy_the_gate_after_attaching_are_noticed():
     """The balancer would move the bias of the original, which routes no token any more."""
     peft = require("peft")
     model = make_model()
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["o_proj"], modules_to_save=["gate"]))
     (batch,) = text_batches(1)
     adapted(input_ids=batch)
     with pytest.raises(RuntimeError, match=r"the router of model.layers.1.mlp has been replaced since attach"):
         balancer.step()
     harmless = make_model()
-    balancer = LoadBalancer.attach(harmless)
+    balancer = LoadBalancer.attach(harmless, rule="sign")
     peft.get_peft_model(harmless, peft.LoraConfig(r=2, target_modules=["o_proj"]))(input_ids=batch)
     assert balancer.step().layers[0].load_E.sum() == BATCH * LENGTH * TOP_K
 
@@ -193,7 +193,7 @@ def test_of_several_adapters_the_active_one_is_balanced():
     model = peft.get_peft_model(make_model(), config)
     model.add_adapter("second", config)
     model.set_adapter("second")
-    balancer = LoadBalancer.attach(model, schedule=0.1)
+    balancer = LoadBalancer.attach(model, schedule=0.1, rule="sign")
     train(model, balancer, text_batches(1))
     copies = model.get_base_model().get_submodule(f"{balancer.layer_names[0]}.gate").modules_to_save
     assert copies["second"].e_score_correction_bias.any()
@@ -211,9 +211,9 @@ def test_a_block_described_with_a_bias_but_built_without_is_left_out():
 
     training.describe_router(Block, bias="bias", argument="picks")
     model = torch.nn.Sequential(Block(None), Block(torch.nn.Buffer(torch.zeros(NUM_EXPERTS))))
-    assert LoadBalancer.attach(model).layer_names == ["1"]
+    assert LoadBalancer.attach(model, rule="sign").layer_names == ["1"]
     with pytest.raises(ValueError, match="described, but their bias is None"):
-        LoadBalancer.attach(torch.nn.Sequential(Block(None)))
+        LoadBalancer.attach(torch.nn.Sequential(Block(None)), rule="sign")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-3, "1e-3", None])

@@ -113,7 +113,7 @@ def union(rank, world, rule=SIGN, on_device=False):
 def ddp(rank, world):
     """Ordinary training under DistributedDataParallel, attached to the wrapped model."""
     model = torch.nn.parallel.DistributedDataParallel(make_model())
-    balancer = LoadBalancer.attach(model, schedule=0.01)
+    balancer = LoadBalancer.attach(model, schedule=0.01, rule="sign")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in shards():
         shard = step[rank]
@@ -129,7 +129,7 @@ def pairs(rank, world):
     """Two groups of two ranks: each balancer sums over its own group only."""
     groups = [distributed.new_group([0, 1]), distributed.new_group([2, 3])]
     model = make_model()
-    balancer = LoadBalancer.attach(model, process_group=groups[rank // 2])
+    balancer = LoadBalancer.attach(model, process_group=groups[rank // 2], rule="sign")
     with torch.no_grad():
         model(shards()[0, rank])
     return {"load": balancer.step().layers[0].load_E}
@@ -141,7 +141,7 @@ def tensor_parallel(rank, world):
     loads = {}
     for name, group in {"data_parallel": groups[rank % 2], "all": None}.items():
         model = make_model()
-        balancer = LoadBalancer.attach(model, schedule=0.5, process_group=group)
+        balancer = LoadBalancer.attach(model, schedule=0.5, process_group=group, rule="sign")
         model(shards()[0, rank // 2])
         loads[name] = balancer.step().layers[0].load_E
         loads[f"bias_{name}"] = balancer.biases["model.layers.1.mlp"]
@@ -152,7 +152,7 @@ def context_parallel(rank, world):
     """Each rank routes its part of every sequence; the group sums to whole sequences."""
     picks = torch.from_numpy(np.argsort(np.random.default_rng(0).random((2, 24, 8)), axis=-1)[..., :2].copy())
     model = feeds_of(["a"])
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     model["a"](picks[:, 24 * rank // world : 24 * (rank + 1) // world])
     return {"load": balancer.step().layers[0].load_E, "whole": np.bincount(picks.numpy().ravel(), minlength=8)}
 
@@ -179,10 +179,10 @@ def expert_parallel(rank, world):
     """Counted before the dispatch, every rank's own tokens add up; what comes out of it are local indices."""
     picks = torch.from_numpy(np.argsort(np.random.default_rng(rank).random((20, 8)))[:, :2].copy())
     before, after = torch.nn.ModuleDict({"a": Dispatch()}), torch.nn.ModuleDict({"a": Dispatched()})
-    balancer = LoadBalancer.attach(before)
+    balancer = LoadBalancer.attach(before, rule="sign")
     before["a"](picks)
     load_E = balancer.step().layers[0].load_E
-    balancer = LoadBalancer.attach(after)
+    balancer = LoadBalancer.attach(after, rule="sign")
     after["a"](picks)
     own_E = np.bincount(picks.numpy().ravel(), minlength=8)
     return {"load": load_E, "own": own_E, **refusal_of_step(balancer)}
@@ -197,7 +197,7 @@ def sharded(rank, world):
         return fully_shard(model)
 
     model = shard(make_model())
-    balancer = LoadBalancer.attach(model, schedule=0.01)
+    balancer = LoadBalancer.attach(model, schedule=0.01, rule="sign")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in shards():
         model(input_ids=step[rank], labels=step[rank]).loss.backward()
@@ -206,7 +206,7 @@ def sharded(rank, world):
         load_E = balancer.step().layers[0].load_E
     refusal = ""
     try:
-        LoadBalancer.attach(shard(make_model("afmoe")))
+        LoadBalancer.attach(shard(make_model("afmoe")), rule="sign")
     except ValueError as error:
         refusal = str(error)
     return {
@@ -226,7 +226,7 @@ def stages(rank, world):
     """Pipeline stages in one group: a layer is summed over the ranks that hold it, others do not disturb it."""
     names = [["a"], ["b", "a"]][rank]
     model = feeds_of(names)
-    balancer = LoadBalancer.attach(model, schedule=1.0)
+    balancer = LoadBalancer.attach(model, schedule=1.0, rule="sign")
     for name in names:
         model[name](torch.full((8 if name == "a" else 3, 1), rank))
     report = balancer.step()
@@ -236,10 +236,10 @@ def stages(rank, world):
 def empty_stage(rank, world):
     """A stage without MoE layers takes part by a balancer without layers."""
     if rank == 0:
-        report = LoadBalancer.for_layers([], top_k=1).step()
+        report = LoadBalancer.for_layers([], top_k=1, rule="sign").step()
         return {"layers": len(report.layers), "numbers": len(report.as_dict())}
     model = feeds_of(["a"])
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     model["a"](torch.arange(8).view(8, 1))
     return {"layers": len(balancer.step().layers), "load": 8}
 
@@ -257,7 +257,7 @@ def unlike_biases(rank, world):
     """Ranks that attach with different biases, as after a checkpoint was loaded on one of them only."""
     model = feeds_of(["a"])
     model["a"].bias += 0.25 * rank
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     model["a"](torch.arange(8).view(8, 1))
     return refusal_of_step(balancer)
 
@@ -265,7 +265,7 @@ def unlike_biases(rank, world):
 def unlike_sizes(rank, world):
     """Layers of one name and different numbers of experts."""
     model = torch.nn.ModuleDict({"a": Feed(8 - rank)})
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     model["a"](torch.arange(4).view(4, 1))
     return refusal_of_step(balancer)
 
@@ -273,7 +273,7 @@ def unlike_sizes(rank, world):
 def faulty_rank(rank, world):
     """Picks that are wrong on one rank are refused on all, so that none waits for another."""
     model = feeds_of(["a"])
-    balancer = LoadBalancer.attach(model)
+    balancer = LoadBalancer.attach(model, rule="sign")
     model["a"](torch.tensor([[3], [8 * rank]]))
     return refusal_of_step(balancer)
 
@@ -286,7 +286,7 @@ def flattened(rank, world):
     bias_tensors(model).popitem()[1].requires_grad_(False)
     model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
     try:
-        LoadBalancer.attach(model)
+        LoadBalancer.attach(model, rule="sign")
     except ValueError as error:
         return {"refusal": np.array(str(error))}
     return {"refusal": np.array("")}
