@@ -184,7 +184,7 @@ def announce_compilation() -> None:
     from alflb.cli.doctor import compiled_kernels
 
     if compiled_kernels() == 0:
-        err.print("compiling the kernels, once per machine and version: about a minute", highlight=False)
+        err.print("compiling the kernels, once per machine and version: 15 to 60 seconds", highlight=False)
 
 
 @contextlib.contextmanager

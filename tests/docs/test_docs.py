@@ -31,6 +31,7 @@ NOT_RUN = {
     "docs/index.md": 1,
     "docs/howto/cluster.md": 5,
     "docs/howto/gpu.md": 2,
+    "docs/howto/logs.md": 1,
     "docs/howto/own_trace.md": 1,
     "docs/theory/formal.md": 1,
     "docs/trace-format.md": 1,
@@ -90,7 +91,7 @@ def test_commands_have_the_options_that_pages_give_them():
     assert len(commands) >= 10
     for line in commands:
         name, *arguments = shlex.split(line, comments=True)[1:]
-        known = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "300"}).stdout
+        known = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "300"}).stdout.replace(",", " ")
         for option in (argument for argument in arguments if argument.startswith("--")):
             assert f"{option} " in known, line
 
