@@ -92,7 +92,8 @@ class LoadBalancer:
             Attach to the module that the training loop calls, so that its ``attention_mask`` is seen.
         rule : str or Rule
             A load-only rule by name (`alflb.rule_names`) or as an object; or "binned_qb", whose counts of scores are
-            summed with the loads. "self_tuning" needs no step size; the published rule is "sign".
+            summed with the loads. "self_tuning" needs no step size; the published rule is "sign", with steps of
+            1e-3.
         schedule : float or Schedule, optional
             Step size in score units for a rule given by name; the rule's own default (1e-3 for most) if not given.
             A rule given as an object has its own.
