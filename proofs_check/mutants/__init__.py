@@ -3,7 +3,7 @@
 The changes are cosmic-ray's: another operator, comparison or number, a negated condition, a loop that does not run. A
 place in the code is drawn at random, then one of the changes possible there. Its tests run on a copy of the project, in
 a child process; a change that every test passes has survived. It is either a fault that no test would notice, or it
-changes no result (another tolerance, another order of equal work): those are listed in ``mutants.toml``, with the
+changes no result (another tolerance, another order of equal work): those are listed in ``equivalent.toml``, with the
 reason, and count as equivalent. Needs the extra ``mutants``.
 """
 
@@ -35,7 +35,7 @@ from alflb.cli._console import reports_errors
 from alflb.io import atomic_write
 from alflb.registry import unknown_name
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 LARGEST_SHARE = 0.05
 """Of the planted changes that change a result, the share that may survive."""
 LEFT_OUT = ("RemoveDecorator", "ExceptionReplacer", "VariableReplacer", "VariableInserter")
@@ -103,7 +103,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """What names it in ``mutants.toml``, whatever stands above it in the file."""
+        """What names it in ``equivalent.toml``, whatever stands above it in the file."""
         return f"{self.file}: {self.before} -> {self.after}"
 
 
@@ -319,7 +319,7 @@ class Line:
 
 
 def summary(outcomes: list[dict[str, Any]]) -> list[Line]:
-    """One line per room; survivors listed in ``mutants.toml`` are equivalent."""
+    """One line per room; survivors listed in ``equivalent.toml`` are equivalent."""
     known = equivalents()
     lines = []
     for room in dict.fromkeys(outcome["room"] for outcome in outcomes):
@@ -332,7 +332,7 @@ def summary(outcomes: list[dict[str, Any]]) -> list[Line]:
 
 def equivalents() -> dict[str, str]:
     """Changes that change no result, and why."""
-    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+    return tomllib.loads(Path(__file__).with_name("equivalent.toml").read_text())
 
 
 def print_summary(rows: list[Line]) -> None:
@@ -342,7 +342,3 @@ def print_summary(rows: list[Line]) -> None:
         numbers = (row.planted, row.noticed, row.equivalent, row.survived)
         table.add_row(row.room, *(str(number) for number in numbers), f"{row.share:.0%}")
     Console().print(table)
-
-
-if __name__ == "__main__":
-    app()
