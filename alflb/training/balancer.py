@@ -72,7 +72,7 @@ class LoadBalancer:
     def attach(
         cls,
         model: nn.Module,
-        rule: str | Rule = "self_tuning",
+        rule: str | Rule = "sign",
         schedule: Schedule | float | None = None,
         *,
         target: ArrayLike | Mapping[str, ArrayLike] | None = None,
@@ -92,8 +92,7 @@ class LoadBalancer:
             Attach to the module that the training loop calls, so that its ``attention_mask`` is seen.
         rule : str or Rule
             A load-only rule by name (`alflb.rule_names`) or as an object; or "binned_qb", whose counts of scores are
-            summed with the loads. "self_tuning" needs no step size; the published rule is "sign", with steps of
-            1e-3.
+            summed with the loads. "self_tuning" needs no step size.
         schedule : float or Schedule, optional
             Step size in score units for a rule given by name; the rule's own default (1e-3 for most) if not given.
             A rule given as an object has its own.
@@ -159,7 +158,7 @@ class LoadBalancer:
         cls,
         num_experts: Sequence[int] | Mapping[str, int],
         top_k: int,
-        rule: str | Rule = "self_tuning",
+        rule: str | Rule = "sign",
         schedule: Schedule | float | None = None,
         *,
         target: ArrayLike | Mapping[str, ArrayLike] | None = None,
