@@ -17,9 +17,7 @@ from alflb.threads import num_threads
 
 def share_out(num_chunks: int, work: Callable[[int, int], None]) -> None:
     """Cover the chunks by work(first, last) calls, one in this thread and one in each of the others."""
-    num_spans = (
-        min(num_threads(), num_chunks) if num_chunks > 1 else 1
-    )  # a system call that small batches can do without
+    num_spans = min(num_threads(), num_chunks)
     if num_spans == 1:
         work(0, num_chunks)
         return

@@ -135,16 +135,16 @@ def test_a_trace_is_called_by_its_name(tmp_path):
 
 def test_arms_without_a_grid_run_once_per_source(tmp_path):
     """A rule without a step size, and a schedule given as a callable, which is part of the cell."""
-    study = small_study(arms=[("qb", "none"), ("sign", decaying)], num_steps=4)
+    study = small_study(arms=[("qb", "none"), ("sign", decaying)], num_steps=4, step_sizes=None)
     result = run_study(study, tmp_path)
     assert len(result.select(kind="static", source="trace")) == 2
     assert report.write_report(result).holds
     assert len(result.select(rule="sign", schedule="decaying", kind="static")) == 3
     keys = {cell_key(cell) for cell in study_cells(study)}
-    other = small_study(arms=[("qb", "none"), ("sign", named("decaying", lambda t: 0.2 / t))], num_steps=4)
+    other = small_study(arms=[("qb", "none"), ("sign", named("decaying", lambda t: 0.2 / t))], num_steps=4, step_sizes=None)
     assert {cell_key(cell) for cell in study_cells(other)} != keys
     with pytest.raises(ValueError, match="name each of them once"):
-        small_study(arms=[("qb", "none"), ("qb", "constant")])
+        small_study(arms=[("qb", "none"), ("qb", "constant")], step_sizes=None)
 
 
 def decaying(t):
