@@ -175,14 +175,17 @@ RULES: Registry[Rule] = Registry("rule")
 def relative_shortfall(load_E: NDArray[np.int64], target_E: NDArray[np.float64]) -> NDArray[np.float64]:
     """(target - load) / mean target: how many mean loads each expert lacks; the e of the rules' formulas.
 
-    The mean target is taken from the loads, whose sum is the same: whole numbers add up to one result in any order.
+    Where loads add up to the targets the mean is taken from the loads: whole numbers have one sum in any order, so that
+    arrays and tensors agree to the last bit.
 
     Examples
     --------
     >>> relative_shortfall(np.array([3, 1, 2]), np.array([2.0, 2.0, 2.0])).tolist()
     [-0.5, 0.5, 0.0]
     """
-    return (target_E - load_E) / (load_E.sum() / len(load_E))
+    mean_load, mean_target = load_E.sum() / len(load_E), target_E.sum() / len(target_E)
+    agree = abs(mean_load - mean_target) <= 1e-9 * mean_target
+    return (target_E - load_E) / library_of(load_E).where(agree, mean_load, mean_target)
 
 
 def library_of(values: Any) -> Any:

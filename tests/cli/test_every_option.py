@@ -56,6 +56,8 @@ OPTIONS = {
         "--num-steps": ("100", "100000"),
         "--excess": ("0.5",),
         "--log": ("log.npz",),
+        "--loads": ("tokens",),
+        "--bias": ("offset",),
     },
     "schedules": {"--step-size": ("0.05",), "--num-steps": ("50",), "--plot": ("plotted",)},
     "convert": {

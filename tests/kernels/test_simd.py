@@ -79,23 +79,13 @@ def look_at_bits(bits, x, counts):
     return count_bits(bits), lowest_bit(bits), float_to_bits(x), bits_to_float(float_to_bits(x))
 
 
-def append_by_loop(array, bits, indices, values, count):
-    return _simd._plain_append_chosen(array, 16, bits, indices, values, count)
-
-
-def append_by_compression(array, bits, indices, values, count):
-    return _simd.compress_chosen(array, 16, bits, indices, values, count)
-
-
 def hash_all(seed, first, words):
     hash_words(seed, first, words)
     return splitmix(seed, first)
 
 
 right_of = njit(right_of)
-COMPILED = {
-    f: njit(f) for f in (compare_and_choose, measure, look_at_bits, append_by_loop, append_by_compression, hash_all)
-}
+COMPILED = {f: njit(f) for f in (compare_and_choose, measure, look_at_bits, hash_all)}
 
 
 def numbers(dtype):
@@ -147,18 +137,6 @@ def test_sizes_and_grids(dtype, data):
 @given(st.integers(1, 2**64 - 1), st.floats(width=32, allow_nan=False))
 def test_bits(bits, x):
     assert_agree(look_at_bits, [np.uint64(bits), np.float32(x), np.arange(WIDTH + 1, dtype=np.int32)])
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
-@given(bits=st.integers(0, 2**16 - 1), data=st.data())
-def test_appending(dtype, bits, data):
-    array = data.draw(arrays(dtype, 2 * WIDTH))
-    expected_indices = [16 + n for n in range(16) if bits >> n & 1]
-    for way in [append_by_loop, append_by_compression][: 1 + _simd.HAS_COMPRESS]:
-        indices, values = np.zeros(40, np.int32), np.zeros(40, dtype)
-        count = COMPILED[way](array, np.uint64(bits), indices, values, 3)
-        assert indices[3:count].tolist() == expected_indices
-        np.testing.assert_array_equal(values[3:count], array[expected_indices])
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))

@@ -141,7 +141,9 @@ def test_arms_without_a_grid_run_once_per_source(tmp_path):
     assert report.write_report(result).holds
     assert len(result.select(rule="sign", schedule="decaying", kind="static")) == 3
     keys = {cell_key(cell) for cell in study_cells(study)}
-    other = small_study(arms=[("qb", "none"), ("sign", named("decaying", lambda t: 0.2 / t))], num_steps=4, step_sizes=None)
+    other = small_study(
+        arms=[("qb", "none"), ("sign", named("decaying", lambda t: 0.2 / t))], num_steps=4, step_sizes=None
+    )
     assert {cell_key(cell) for cell in study_cells(other)} != keys
     with pytest.raises(ValueError, match="name each of them once"):
         small_study(arms=[("qb", "none"), ("qb", "constant")], step_sizes=None)
