@@ -71,7 +71,14 @@ OPTIONS = {
         "--ignore": ("7",),
         "--meta": ("model=toy",),
     },
-    "diagnose": {"--batch-tokens": ("99",)},
+    "diagnose": {
+        "--batch-tokens": ("99",),
+        "--top-k": ("3",),
+        "--experts": ("5",),
+        "--ranks": ("2",),
+        "--loads": ("tokens",),
+        "--bias": ("offset",),
+    },
     "capture": {"--tokens": ("30",), "--length": ("8",)},
     "study": {
         "--trace": ("t.npz", "foreign.npz", "group.npz"),
