@@ -105,12 +105,7 @@ def sort_run(_, columns_GL, start, merges):
     return types.void(columns_GL, types.intp, merges), _in_registers(columns_GL, merges, sorting_network)
 
 
-def _plain_merge_run(columns_GL, start, merges):
-    run = _run(columns_GL, start, merges)
-    run[:] = np.sort(run, axis=0)[::-1]
-
-
-@in_llvm(_plain_merge_run)
+@in_llvm(_plain_sort_run)
 def merge_run(_, columns_GL, start, merges):
     """`sort_run` for columns that first rise, then fall, or the other way round."""
     return types.void(columns_GL, types.intp, merges), _in_registers(columns_GL, merges, bitonic_merge)
